@@ -1,0 +1,193 @@
+"""The contract of an attention backend: capabilities as data, and two functions on plain tensors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from ringspan_registry.devices import DeviceInfo
+from ringspan_registry.provider import Provider
+
+from ringspan.contracts.masks import Mask, MaskCase
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+__all__ = ["AttentionBackend", "Capabilities", "Grads", "HeadDims", "Problem", "TileOutput"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadDims:
+    """The head dimensions a kernel takes: `minimum .. maximum`, multiples of `multiple_of`."""
+
+    minimum: int = 1
+    maximum: int | None = None
+    multiple_of: int = 1
+
+    def __contains__(self, head_dim: int) -> bool:
+        return (
+            head_dim >= self.minimum
+            and (self.maximum is None or head_dim <= self.maximum)
+            and head_dim % self.multiple_of == 0
+        )
+
+    def __str__(self) -> str:
+        top = "any" if self.maximum is None else str(self.maximum)
+        steps = "" if self.multiple_of == 1 else f", multiples of {self.multiple_of}"
+        return f"{self.minimum}..{top}{steps}"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can compute, as data; `Capabilities.reasons_against` compares it with a problem."""
+
+    devices: frozenset[str]
+    """Device types, as in `torch.device.type`."""
+    dtypes: frozenset[str]
+    """Names of dtypes, as in `"float32"`."""
+    masks: frozenset[MaskCase]
+    head_dims: HeadDims = HeadDims()
+    compute_capabilities: tuple[tuple[int, int], tuple[int, int]] | None = None
+    """Lowest and highest CUDA compute capability, inclusive; None: any."""
+    value_head_dim_differs: bool = False
+    """Whether values may have another head dimension than queries and keys."""
+    gqa: bool = False
+    """Whether several query heads may share a key/value head without expanding it."""
+    strided: bool = True
+    """Whether tensors may have any strides but the last; otherwise they arrive contiguous."""
+    deterministic: bool = True
+    backward: bool = True
+    """False: inference only; never chosen where a gradient is needed."""
+
+    def reasons_against(self, problem: Problem, device: DeviceInfo) -> Iterable[str]:
+        """Every declared limit that `problem` on `device` oversteps: actual, then supported."""
+        if problem.device not in self.devices:
+            yield f"device {problem.device} (supported: {_names(self.devices)})"
+        if problem.dtype not in self.dtypes:
+            yield f"dtype {problem.dtype} (supported: {_names(self.dtypes)})"
+        if problem.mask not in self.masks:
+            yield f"mask {problem.mask} (supported: {_names(self.masks)})"
+        for name, head_dim in problem.head_dims.items():
+            if head_dim not in self.head_dims:
+                yield f"{name} {head_dim} (supported: {self.head_dims})"
+        if problem.value_head_dim != problem.head_dim and not self.value_head_dim_differs:
+            yield (
+                f"value_head_dim {problem.value_head_dim} with head_dim {problem.head_dim} "
+                "(supported: equal)"
+            )
+        if problem.group_size > 1 and not self.gqa:
+            yield f"{problem.group_size} query heads per key/value head (supported: 1)"
+        if problem.deterministic and not self.deterministic:
+            yield "deterministic algorithms are required (supported: no deterministic kernel)"
+        if problem.needs_backward and not self.backward:
+            yield "a gradient is needed (supported: inference only)"
+        yield from self._capability_reasons(device)
+
+    def _capability_reasons(self, device: DeviceInfo) -> Iterable[str]:
+        found = device.compute_capability
+        if self.compute_capabilities is None or found is None:
+            return
+        low, high = self.compute_capabilities
+        if not low <= found <= high:
+            yield (
+                f"compute capability {found[0]}.{found[1]} "
+                f"(supported: {low[0]}.{low[1]}..{high[0]}.{high[1]})"
+            )
+
+
+def _names(values: Iterable[str]) -> str:
+    return ", ".join(sorted(str(value) for value in values))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One class of work, as selection sees it: hashable, without lengths, so decisions are cached."""
+
+    device: str
+    dtype: str
+    mask: MaskCase
+    head_dim: int
+    value_head_dim: int
+    group_size: int = 1
+    """Query heads per key/value head."""
+    needs_backward: bool = True
+    deterministic: bool = False
+    device_info: DeviceInfo = field(default=DeviceInfo(type="cpu"), repr=False)
+
+    @property
+    def head_dims(self) -> dict[str, int]:
+        return {"head_dim": self.head_dim, "value_head_dim": self.value_head_dim}
+
+
+class TileOutput(NamedTuple):
+    """What a forward returns: `out` `[B, Lq, H, Dv]` in the query's dtype, `lse` `[B, H, Lq]`.
+
+    `lse` is the natural logarithm of each row's normaliser in float32 (float64 for float64
+    inputs). A row that sees no key has `out = 0` and `lse = -inf`.
+    """
+
+    out: Tensor
+    lse: Tensor
+
+
+class Grads(NamedTuple):
+    """What a backward returns, shaped as query, key and value, in their dtype or in float32."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+class AttentionBackend(Provider):
+    """Computes a batch of dense attention problems ("tiles") and their gradients.
+
+    A backend never sees patterns, rings or autograd. All tiles of one call have the same
+    lengths and the same mask case. Inputs are on one device and have one dtype; lengths are
+    positive; the last stride is 1, other strides are arbitrary unless
+    `capabilities.strided` is False.
+    """
+
+    capabilities: ClassVar[Capabilities]
+
+    def reasons_against(self, problem: Problem) -> Iterable[str]:
+        """Declared limits first, then `extra_reasons`."""
+        yield from self.capabilities.reasons_against(problem, problem.device_info)
+        yield from self.extra_reasons(problem)
+
+    def extra_reasons(self, problem: Problem) -> Iterable[str]:
+        """Reasons against `problem` that data cannot say."""
+        return ()
+
+    @abstractmethod
+    def forward(
+        self,
+        query: Float[Tensor, "B Lq H D"],
+        key: Float[Tensor, "B Lk Hkv D"],
+        value: Float[Tensor, "B Lk Hkv Dv"],
+        *,
+        mask: Mask,
+        scale: float,
+    ) -> TileOutput:
+        """Attention of each tile on its own, with its log-sum-exp (see `TileOutput`)."""
+
+    @abstractmethod
+    def backward(
+        self,
+        grad_out: Float[Tensor, "B Lq H Dv"],
+        query: Float[Tensor, "B Lq H D"],
+        key: Float[Tensor, "B Lk Hkv D"],
+        value: Float[Tensor, "B Lk Hkv Dv"],
+        out: Float[Tensor, "B Lq H Dv"],
+        lse: Float[Tensor, "B H Lq"],
+        *,
+        mask: Mask,
+        scale: float,
+    ) -> Grads:
+        """This tile's share of the gradients, given the *final* `out` and `lse` of all tiles.
+
+        `P = exp(scale q k - lse)` may sum to less than one over this tile's keys. A row that
+        saw no key anywhere has `lse = +inf` here, so that its `P` is zero.
+        """

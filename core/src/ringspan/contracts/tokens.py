@@ -1,0 +1,185 @@
+"""What the tokens are: a plain sequence, a grid, or points with coordinates."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import weakref
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ringspan.contracts.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["Coordinates", "Grid", "Sequence", "Tokens", "shard_sizes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """`N` tokens in a row, with no geometry."""
+
+    N: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.N, int) or self.N < 0:
+            raise InvalidArgument("N", expected="an integer >= 0", got=repr(self.N))
+
+    @property
+    def coordinates(self) -> None:
+        """A plain sequence has none."""
+        return None
+
+
+class Grid:
+    """Tokens on a full grid, numbered in row-major order.
+
+    Args:
+        shape: two or three sizes, `Grid(h, w)` or `Grid(t, h, w)`.
+
+    Example:
+        >>> Grid(2, 3).coordinates.tolist()
+        [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    """
+
+    __slots__ = ("shape",)
+
+    shape: tuple[int, ...]
+
+    def __init__(self, *shape: int) -> None:
+        if len(shape) not in (2, 3) or not all(
+            isinstance(size, int) and size >= 1 for size in shape
+        ):
+            raise InvalidArgument(
+                "Grid", expected="two or three sizes, each an integer >= 1", got=repr(shape)
+            )
+        self.shape = shape
+
+    @property
+    def N(self) -> int:  # noqa: N802 - the field's name for the number of tokens
+        """Number of tokens."""
+        return math.prod(self.shape)
+
+    @property
+    def coordinates(self) -> npt.NDArray[np.int64]:
+        """`[N, axes]`, the grid index of each token."""
+        return _grid_coordinates(self.shape)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and self.shape == other.shape
+
+    def __hash__(self) -> int:
+        return hash((Grid, self.shape))
+
+    def __repr__(self) -> str:
+        return f"Grid{self.shape}"
+
+
+@lru_cache(maxsize=16)
+def _grid_coordinates(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    coordinates = np.stack(np.unravel_index(np.arange(math.prod(shape)), shape), axis=-1)
+    coordinates.flags.writeable = False
+    return coordinates
+
+
+class Coordinates:
+    """Tokens at integer points, two or three axes, gaps allowed, in any order.
+
+    The points are copied to the host once, when this object is built.
+
+    Args:
+        points: integers `[N, 2]` or `[N, 3]`; a torch tensor, a numpy array or nested lists.
+
+    Example:
+        >>> Coordinates([[0, 0], [5, 1]]).N
+        2
+    """
+
+    __slots__ = ("__weakref__", "coordinates", "digest", "handle")
+
+    coordinates: npt.NDArray[np.int64]
+    digest: str
+    """Names the content: equal points have equal digests, on every rank."""
+    handle: str
+    """Names this object in this process, see `Coordinates.find`."""
+
+    def __init__(self, points: Any) -> None:
+        array = np.asarray(points.detach().cpu() if hasattr(points, "detach") else points)
+        if array.ndim != 2 or array.shape[1] not in (2, 3) or array.dtype.kind not in "iu":
+            raise InvalidArgument(
+                "Coordinates",
+                expected="integers of shape [N, 2] or [N, 3]",
+                got=f"{array.dtype} of shape {list(array.shape)}",
+            )
+        limits = np.iinfo(np.int32)
+        if array.size and (array.min() < 0 or array.max() > limits.max):
+            raise InvalidArgument(
+                "Coordinates",
+                expected=f"values in 0 .. {limits.max}",
+                got=f"values in {array.min()} .. {array.max()}",
+                remedy="Subtract the smallest value of each axis",
+            )
+        array = np.array(array, dtype=np.int64)
+        array.flags.writeable = False
+        self.coordinates = array
+        self.digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:32]
+        self.handle = f"{self.digest}.{next(_serial)}"
+        _living[self.handle] = self
+
+    @property
+    def N(self) -> int:  # noqa: N802 - the field's name for the number of tokens
+        """Number of tokens."""
+        return len(self.coordinates)
+
+    @staticmethod
+    def find(handle: str) -> Coordinates:
+        """The living object of that handle; an operator's arguments can carry only its name."""
+        try:
+            return _living[handle]
+        except KeyError:
+            raise InvalidArgument(
+                "tokens",
+                expected="Coordinates that are still alive",
+                got=f"a reference to collected Coordinates {handle}",
+                remedy="Keep the Coordinates object as long as the graph that uses it",
+            ) from None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Coordinates) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Coordinates(N={self.N}, axes={self.coordinates.shape[1]}, digest={self.digest[:8]})"
+
+
+_serial = itertools.count()
+_living: weakref.WeakValueDictionary[str, Coordinates] = weakref.WeakValueDictionary()
+
+Tokens = Sequence | Grid | Coordinates
+
+
+def shard_sizes(N: int, shards: int, weights: tuple[float, ...] | None) -> tuple[int, ...]:  # noqa: N803
+    """How many of `N` tokens each shard holds: even, or in proportion to `weights`.
+
+    Sizes differ from exact proportion by less than one token and sum to `N`. Ties go to the
+    lower shard.
+
+    Example:
+        >>> shard_sizes(10, 4, None)
+        (3, 3, 2, 2)
+        >>> shard_sizes(10, 2, (3.0, 1.0))
+        (8, 2)
+    """
+    share = np.full(shards, 1.0) if weights is None else np.asarray(weights, dtype=np.float64)
+    exact = share / share.sum() * N
+    sizes = np.floor(exact).astype(np.int64)
+    short = int(N - sizes.sum())
+    sizes[np.argsort(sizes - exact, kind="stable")[:short]] += 1
+    return tuple(int(size) for size in sizes)

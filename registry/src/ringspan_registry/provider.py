@@ -1,0 +1,64 @@
+"""What every plugin offers: a named provider that can say whether, and why not, it serves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ringspan_registry.devices import DeviceInfo
+
+__all__ = ["API_VERSION", "Availability", "Provider"]
+
+API_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a provider can run on a device, as found by a probe.
+
+    Example:
+        >>> Availability.no("needs a CUDA device", remedy="run on a GPU").usable
+        False
+    """
+
+    usable: bool
+    reason: str = ""
+    remedy: str = ""
+    version: str = ""
+
+    @classmethod
+    def yes(cls, version: str = "") -> Availability:
+        """Usable; `version` is the version of the kernel or library that was probed."""
+        return cls(True, version=version)
+
+    @classmethod
+    def no(cls, reason: str, *, remedy: str = "", version: str = "") -> Availability:
+        """Not usable here, for a reason a user can read, with the remedy where there is one."""
+        return cls(False, reason=reason, remedy=remedy, version=version)
+
+
+class Provider(ABC):
+    """A named implementation of one hook kind. Construction must be cheap; work belongs in `probe`."""
+
+    name: ClassVar[str]
+    """What users write in configuration."""
+    api_version: ClassVar[int] = API_VERSION
+    """The contract version this provider was written for."""
+
+    @abstractmethod
+    def probe(self, device: DeviceInfo) -> Availability:
+        """Says whether this provider really runs on `device`: importable, right version, a tiny call works.
+
+        An exception escaping from a probe marks the provider *faulty*; a provider that
+        merely cannot serve returns `Availability.no(reason)`.
+        """
+
+    def priority(self, device: DeviceInfo) -> int:
+        """Preference among eligible providers under `auto` on `device`; larger is tried first."""
+        return 0
+
+    def reasons_against(self, problem: Any) -> Iterable[str]:
+        """Every reason why this provider cannot serve `problem`, each with the actual and the supported value."""
+        return ()
