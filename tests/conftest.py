@@ -1,0 +1,62 @@
+"""What all cross-distribution tests share: quiet threads, reproducible examples and rings."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# So that ranks, which are processes of their own, can import the functions of a test module.
+ROOT = str(Path(__file__).resolve().parents[1])
+if ROOT not in sys.path:
+    sys.path.append(ROOT)
+
+from tests.installation import Installation, make  # noqa: E402
+from tests.ranks import Ring  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_slow = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("dev", deadline=None, suppress_health_check=_slow)
+settings.register_profile(
+    "ci", settings.get_profile("dev"), derandomize=True, database=None, print_blob=True
+)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def run_ring() -> Iterator[Callable[..., list[Any]]]:
+    """`run_ring(world_size, function, *args)` calls `function(rank, *args)` on every rank.
+
+    The ranks are real processes in a gloo group (`torch.distributed.group.WORLD`). They are
+    started once per world size and reused, so calling it for every example is cheap.
+    """
+    rings: dict[int, Ring] = {}
+
+    def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+        if world_size not in rings or not rings[world_size].usable:
+            rings[world_size] = Ring(world_size)
+        return rings[world_size].run(function, *args)
+
+    yield run
+    for ring in rings.values():
+        ring.close()
+
+
+@pytest.fixture(scope="session")
+def installed() -> Iterator[Installation]:
+    """An environment of its own that `make install` filled, dependencies and all."""
+    with tempfile.TemporaryDirectory() as folder:
+        venv = Path(folder) / "venv"
+        make(venv, "install")
+        yield Installation(venv)
