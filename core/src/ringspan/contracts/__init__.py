@@ -28,7 +28,9 @@ from ringspan.contracts.errors import (
 from ringspan.contracts.hookspecs import ENTRY_POINT_GROUP, HOOK_KINDS, hookimpl
 from ringspan.contracts.masks import CAUSAL, FULL, Mask, MaskCase
 from ringspan.contracts.ordering import Ordering, Permutation
+from ringspan.contracts.pattern import Cliques, Domain, Pattern
 from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens, shard_sizes
+from ringspan.contracts.work import Affine, Indexed, Rows, Tiles
 
 __all__ = [
     "API_VERSION",
@@ -36,19 +38,23 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "FULL",
     "HOOK_KINDS",
+    "Affine",
     "AttentionBackend",
     "Availability",
     "BrokenContract",
     "Capabilities",
+    "Cliques",
     "Communicator",
     "ConfigurationError",
     "Coordinates",
     "DeviceInfo",
+    "Domain",
     "DuplicateProvider",
     "Exchange",
     "Grads",
     "Grid",
     "HeadDims",
+    "Indexed",
     "InvalidArgument",
     "Mask",
     "MaskCase",
@@ -56,6 +62,7 @@ __all__ = [
     "NoEligibleProvider",
     "NotYetSupported",
     "Ordering",
+    "Pattern",
     "Pending",
     "Permutation",
     "PluginError",
@@ -64,8 +71,10 @@ __all__ = [
     "RanksDisagree",
     "RingError",
     "RingspanError",
+    "Rows",
     "Sequence",
     "TileOutput",
+    "Tiles",
     "Tokens",
     "UnknownProvider",
     "hookimpl",

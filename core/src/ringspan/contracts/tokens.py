@@ -156,7 +156,9 @@ class Coordinates:
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        return f"Coordinates(N={self.N}, axes={self.coordinates.shape[1]}, digest={self.digest[:8]})"
+        return (
+            f"Coordinates(N={self.N}, axes={self.coordinates.shape[1]}, digest={self.digest[:8]})"
+        )
 
 
 _serial = itertools.count()
@@ -165,7 +167,7 @@ _living: weakref.WeakValueDictionary[str, Coordinates] = weakref.WeakValueDictio
 Tokens = Sequence | Grid | Coordinates
 
 
-def shard_sizes(N: int, shards: int, weights: tuple[float, ...] | None) -> tuple[int, ...]:  # noqa: N803
+def shard_sizes(N: int, shards: int, weights: tuple[float, ...] | None) -> tuple[int, ...]:
     """How many of `N` tokens each shard holds: even, or in proportion to `weights`.
 
     Sizes differ from exact proportion by less than one token and sum to `N`. Ties go to the

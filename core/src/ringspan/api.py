@@ -1,0 +1,260 @@
+"""The front door: `attention`, `explain`, `use` and `last_run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ringspan import validation
+from ringspan.catalogue import configuration
+from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.pattern import Pattern
+from ringspan.contracts.tokens import Sequence, Tokens
+from ringspan.engine import operator
+from ringspan.engine.call import Call
+from ringspan.engine.explanation import Explanation, Inputs, explain_call
+from ringspan.engine.operator import LastRun, last_run
+from ringspan.patterns import Dense
+from ringspan.plan.layout import Layout
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+__all__ = ["Explanation", "Inputs", "LastRun", "attention", "explain", "last_run", "use"]
+
+Request = str | tuple[str, ...] | list[str] | None
+
+
+def attention(
+    q: Float[Tensor, "B N H D"],
+    k: Float[Tensor, "B N Hkv D"],
+    v: Float[Tensor, "B N Hkv Dv"],
+    *,
+    pattern: Pattern | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    tokens: Tokens | None = None,
+    documents: None = None,
+    key_padding: Bool[Tensor, "B N"] | None = None,
+    sink: Float[Tensor, " H"] | None = None,
+    dropout_p: float = 0.0,
+    seed: int | None = None,
+    query_positions: Int[Tensor, " N"] | None = None,
+    layout: Layout | None = None,
+    group: Any = None,
+    backend: Request = None,
+    communicator: Request = None,
+    return_lse: bool = False,
+) -> Float[Tensor, "B N H Dv"] | tuple[Float[Tensor, "B N H Dv"], Float[Tensor, "B H N"]]:
+    """Attention over whatever the pattern says, exact at any world size.
+
+    For query `i` and key `j` with multiplicity `m(i, j)` from the pattern, and scores
+    `s_ij = scale <q_i, k_j>`:
+
+        O_i = sum_j m(i, j) exp(s_ij) v_j / Z_i        Z_i = sum_j m(i, j) exp(s_ij)
+
+    A row that sees no key gives zeros. Gradients are the exact derivative, through the normaliser.
+
+    Args:
+        q: queries, float16, bfloat16, float32 or float64. Query head `h` reads key/value head
+            `h // (H // Hkv)`.
+        k: keys, of q's dtype and device.
+        v: values; `Dv` may differ from `D`.
+        pattern: what attends to what; None: `Dense()`.
+        causal: only keys with `position <= ` the query's.
+        scale: of the scores; None: `D ** -0.5`.
+        tokens: what the tokens are, `Grid` or `Coordinates`; None: a plain sequence.
+        documents: refused until supported, as are `key_padding`, `sink`, `dropout_p`, `seed` and
+            `query_positions`.
+        layout: which positions each rank holds, in which order. With `group`, q, k and v are this
+            rank's rows in the order of `layout.positions(rank)`. None with a group: contiguous
+            shards; their lengths are then exchanged by one small all-gather per call.
+        group: a ProcessGroup or one-dimensional DeviceMesh; None: this process alone.
+        backend: name of a backend or plugin, or several in order of preference; strict. None:
+            from configuration, which defaults to `"auto"`.
+        communicator: likewise.
+        return_lse: also return the log-sum-exp of each row, natural logarithm, float32 (float64
+            for float64), `-inf` where a row sees no key. It is not differentiable.
+
+    Returns:
+        `[B, N, H, Dv]` in q's dtype; with `return_lse`, also `[B, H, N]`.
+
+    Raises:
+        InvalidArgument: an argument is wrong; names it, what was expected and what came.
+        NoEligibleProvider: no backend or communicator can serve; gives every reason.
+        RanksDisagree: ranks called with different arguments.
+
+    Source: LongNet, arXiv 2307.02486, as one formula over branches.
+
+    Example:
+        >>> import torch, ringspan as rs
+        >>> q, k, v = torch.randn(3, 1, 4096, 8, 64).unbind()
+        >>> rs.attention(q, k, v, pattern=rs.Dilated((512, 4096), (1, 8)), causal=True).shape
+        torch.Size([1, 4096, 8, 64])
+    """
+    validation.refuse_later_options(
+        documents=documents,
+        key_padding=key_padding,
+        sink=sink,
+        dropout_p=dropout_p,
+        seed=seed,
+        query_positions=query_positions,
+    )
+    validation.check_tensors(q, k, v)
+    needs_backward = torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad
+    )
+    call, N = _call(
+        q.shape[1], pattern, causal, scale, tokens, layout, group, backend, communicator,
+        needs_backward,
+    )  # fmt: skip
+    out, lse, _ = operator.attention(q, k, v, call.text, N)
+    return (out, lse) if return_lse else out
+
+
+def _call(
+    rows: int,
+    pattern: Pattern | None,
+    causal: bool,
+    scale: float | None,
+    tokens: Tokens | None,
+    layout: Layout | None,
+    group: Any,
+    backend: Request,
+    communicator: Request,
+    needs_backward: bool,
+) -> tuple[Call, int]:
+    """The checked call, and the number of tokens over all ranks."""
+    pattern = Dense() if pattern is None else pattern
+    validation.check_options(pattern, causal, scale)
+    validation.check_request("backend", backend)
+    validation.check_request("communicator", communicator)
+    validation.check_tokens(tokens, layout)
+    name, world_size, rank = _named_group(group)
+    validation.check_group(layout, world_size, rank)
+    if layout is not None or world_size == 1:
+        validation.check_operands(rows, tokens, layout, rank)
+    call = Call(
+        pattern=pattern,
+        causal=causal,
+        scale=None if scale is None else float(scale),
+        tokens=None if isinstance(tokens, Sequence) else tokens,
+        layout=layout,
+        group=name,
+        backend=_request(backend),
+        communicator=_request(communicator),
+        needs_backward=needs_backward,
+    )
+    if layout is not None:
+        return call, layout.N
+    return call, rows if world_size == 1 else operator.AGREE_ON_LENGTHS
+
+
+def _named_group(group: Any) -> tuple[str | None, int, int]:
+    if group is None:
+        return None, 1, 0
+    from ringspan.plan.groups import process_group
+
+    process = process_group(group)
+    return process.group_name, process.size(), process.rank()
+
+
+def _request(value: Request) -> str | tuple[str, ...] | None:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def explain(
+    q: Float[Tensor, "B N H D"] | Inputs,
+    k: Float[Tensor, "B N Hkv D"] | None = None,
+    v: Float[Tensor, "B N Hkv Dv"] | None = None,
+    *,
+    pattern: Pattern | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    tokens: Tokens | None = None,
+    layout: Layout | None = None,
+    group: Any = None,
+    backend: Request = None,
+    communicator: Request = None,
+) -> Explanation:
+    """What `attention` would do with the same arguments: the plan and the decision, as data.
+
+    Nothing is computed. Instead of tensors a described problem may be given, for any device and
+    any number of ranks (`layout=Layout(N, world_size=...)`, no group needed).
+
+    Returns:
+        An `Explanation`: print it, or take `as_dict()`.
+
+    Raises:
+        InvalidArgument: as `attention`. Where no provider is eligible, nothing is raised: the
+            explanation says so, with every reason.
+
+    Example:
+        >>> import ringspan as rs
+        >>> inputs = rs.Inputs(N=16384, heads=8, head_dim=64)
+        >>> report = rs.explain(inputs, pattern=rs.Dilated((2048, 16384), (1, 8)), causal=True)
+        >>> report.ranks[0].tiles
+        9
+    """
+    if isinstance(q, Inputs):
+        if k is not None or v is not None:
+            raise InvalidArgument("k", expected="None beside Inputs", got=type(k).__name__)
+        inputs, rank = q, 0
+        world_size = 1 if layout is None else layout.world_size
+        if layout is not None and layout.N != inputs.N:
+            raise InvalidArgument("layout", expected=f"{inputs.N} tokens", got=repr(layout))
+        validation.check_options(pattern or Dense(), causal, scale)
+        validation.check_tokens(tokens, layout)
+        if tokens is not None and tokens.N != inputs.N:
+            raise InvalidArgument("tokens", expected=f"{inputs.N} tokens", got=repr(tokens))
+        call = Call(
+            pattern or Dense(), causal, scale, tokens, layout, None, _request(backend),
+            _request(communicator), inputs.needs_backward,
+        )  # fmt: skip
+        return explain_call(call, inputs, world_size)
+    if k is None or v is None:
+        raise InvalidArgument("k", expected="q, k and v, or Inputs", got="None")
+    validation.check_tensors(q, k, v)
+    needs_backward = q.requires_grad or k.requires_grad or v.requires_grad
+    call, N = _call(
+        q.shape[1], pattern, causal, scale, tokens, layout, group, backend, communicator,
+        torch.is_grad_enabled() and needs_backward,
+    )  # fmt: skip
+    world_size = _named_group(group)[1]
+    if N == operator.AGREE_ON_LENGTHS:
+        raise InvalidArgument(
+            "layout",
+            expected="a Layout: explain asks no other rank",
+            got="None with a group",
+            remedy="Pass layout=Layout(N, world_size)",
+        )
+    return explain_call(
+        call, Inputs.of(q, k, v, N=N, needs_backward=call.needs_backward), world_size
+    )
+
+
+@contextmanager
+def use(
+    *,
+    backend: Request = None,
+    communicator: Request = None,
+    **others: Any,
+) -> Iterator[None]:
+    """Settings for the calls inside a `with` block, in this thread or task only.
+
+    They rank below call arguments and above the environment. Unknown names of settings are
+    errors that list the known ones.
+
+    Example:
+        >>> import torch, ringspan as rs
+        >>> q = torch.randn(1, 8, 2, 4)
+        >>> with rs.use(backend="manual"):
+        ...     out = rs.attention(q, q, q)
+    """
+    given = {"backend": backend, "communicator": communicator, **others}
+    with configuration().use(**{key: value for key, value in given.items() if value is not None}):
+        yield

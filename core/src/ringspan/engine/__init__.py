@@ -1,0 +1,1 @@
+"""Runs a plan: one loop for one rank or a thousand."""

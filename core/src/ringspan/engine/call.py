@@ -1,0 +1,104 @@
+"""One call as a string: what may cross the border of an operator, and `torch.compile`.
+
+The text never holds the number of tokens of a plain sequence, so that lengths do not recompile.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ringspan.contracts.pattern import Pattern
+from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
+from ringspan.plan.layout import Layout
+
+__all__ = ["Call"]
+
+Request = str | tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """The options of one attention call, without tensors and lengths."""
+
+    pattern: Pattern
+    causal: bool = False
+    scale: float | None = None
+    tokens: Tokens | None = None
+    """None: a plain sequence."""
+    layout: Layout | None = None
+    """None: one shard, or with a group, contiguous shards of whatever lengths the ranks hold."""
+    group: str | None = None
+    """Name of the process group."""
+    backend: Request = None
+    communicator: Request = None
+    needs_backward: bool = True
+
+    @property
+    def text(self) -> str:
+        """A literal from which `from_text` builds an equal call, given the number of tokens."""
+        layout = "None" if self.layout is None else _layout_text(self.layout)
+        return (
+            f"({self.pattern.text}, {self.causal!r}, {self.scale!r}, {_tokens_text(self.tokens)}, "
+            f"{layout}, {self.group!r}, {self.backend!r}, {self.communicator!r}, "
+            f"{self.needs_backward!r})"
+        )
+
+    def layout_for(self, N: int) -> Layout:
+        """The layout of `N` tokens: the given one with what the tokens are, or one shard."""
+        if self.layout is None:
+            return Layout(self.tokens or Sequence(N))
+        if self.tokens is None or self.tokens == self.layout.tokens:
+            return self.layout
+        given = self.layout
+        return Layout(
+            self.tokens, given.world_size, given.ordering, given.weights, sizes=given.explicit_sizes
+        )
+
+    @staticmethod
+    def from_text(text: str, N: int) -> Call:
+        """The inverse of `text`; `N` is the number of tokens over all shards."""
+        return _from_text(text, N)
+
+
+@lru_cache(maxsize=256)
+def _from_text(text: str, N: int) -> Call:
+    pattern, causal, scale, tokens, layout, *rest = ast.literal_eval(text)
+    return Call(
+        Pattern.from_literal(pattern),
+        causal,
+        scale,
+        _tokens_from(tokens),
+        None if layout is None else _layout_from(layout, N),
+        *rest,
+    )
+
+
+def _tokens_text(tokens: Tokens | None) -> str:
+    if isinstance(tokens, Grid):
+        return f"('grid', {tokens.shape!r})"
+    if isinstance(tokens, Coordinates):
+        return f"('coordinates', {tokens.handle!r})"
+    return "None"
+
+
+def _tokens_from(literal: Any) -> Tokens | None:
+    if literal is None:
+        return None
+    kind, content = literal
+    return Grid(*content) if kind == "grid" else Coordinates.find(content)
+
+
+def _layout_text(layout: Layout) -> str:
+    return (
+        f"({_tokens_text(layout.tokens)}, {layout.world_size!r}, {layout.ordering!r}, "
+        f"{layout.weights!r}, {layout.explicit_sizes!r})"
+    )
+
+
+def _layout_from(literal: Any, N: int) -> Layout:
+    tokens, world_size, ordering, weights, sizes = literal
+    where = _tokens_from(tokens) or Sequence(N)
+    return Layout(where, world_size, ordering, weights, sizes=sizes)

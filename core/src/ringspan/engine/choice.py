@@ -1,0 +1,156 @@
+"""Which backend and communicator run a call, decided before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from ringspan.catalogue import catalogue
+from ringspan.contracts.backend import AttentionBackend, Problem
+from ringspan.contracts.communicator import Communicator
+from ringspan.contracts.masks import MaskCase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ringspan_registry import Decision, DeviceInfo
+
+    from ringspan.engine.call import Call
+
+__all__ = ["Choice", "Operands", "choose", "decide", "device_info", "recall", "remember"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """The shapes of one call's tensors on this rank."""
+
+    batch: int
+    rows: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, value: Tensor) -> Operands:
+        """From `[B, N, H, D]`, `[B, N, Hkv, D]`, `[B, N, Hkv, Dv]`."""
+        batch, rows, heads, head_dim = query.shape
+        kv_heads, value_head_dim = value.shape[2:]
+        return cls(
+            batch, rows, heads, kv_heads, head_dim, value_head_dim, query.dtype, query.device
+        )
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per key/value head."""
+        return self.heads // self.kv_heads if self.kv_heads else 1
+
+    @property
+    def dtype_name(self) -> str:
+        """As in `"float32"`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The decisions of one call, by what was decided: a backend per mask case, a communicator."""
+
+    named: tuple[tuple[str, Decision], ...]
+
+    @property
+    def decisions(self) -> dict[str, Decision]:
+        """`"backend (causal)"` .. `"communicator"` -> decision."""
+        return dict(self.named)
+
+    def backend(self, mask: MaskCase) -> AttentionBackend:
+        """The backend chosen for a mask case."""
+        chosen = self.decisions[backend_for(mask)].chosen
+        return cast("AttentionBackend", catalogue().provider("backend", chosen))
+
+    def communicator(self) -> Communicator:
+        """The communicator chosen for a ring."""
+        chosen = self.decisions["communicator"].chosen
+        return cast("Communicator", catalogue().provider("communicator", chosen))
+
+
+@lru_cache(maxsize=64)
+def device_info(device: torch.device) -> DeviceInfo:
+    """The device as selection sees it, probed once."""
+    from ringspan_registry import detect
+
+    return detect(device)
+
+
+def decide(
+    call: Call, operands: Operands, masks: Iterable[MaskCase], ring: bool
+) -> Iterator[tuple[str, Callable[[], Decision]]]:
+    """What has to be decided, and how to ask: every mask case that can occur on any rank.
+
+    All ranks ask for the same cases, so that all choose alike.
+    """
+    info = device_info(operands.device)
+    for mask in sorted(masks):
+        problem = _problem(call, operands, mask, info)
+        yield (
+            backend_for(mask),
+            partial(catalogue().select, "backend", problem, info, requested=call.backend),
+        )
+    if ring:
+        yield (
+            "communicator",
+            partial(catalogue().select, "communicator", None, info, requested=call.communicator),
+        )
+
+
+def choose(call: Call, operands: Operands, masks: Iterable[MaskCase], ring: bool) -> Choice:
+    """Decides everything before any work starts.
+
+    Raises:
+        NoEligibleProvider: with every candidate's reasons.
+    """
+    return Choice(tuple((name, ask()) for name, ask in decide(call, operands, masks, ring)))
+
+
+def backend_for(mask: MaskCase) -> str:
+    """The name of the decision about the backend for a mask case."""
+    return f"backend ({mask})"
+
+
+def _problem(call: Call, operands: Operands, mask: MaskCase, info: DeviceInfo) -> Problem:
+    return Problem(
+        device=operands.device.type,
+        dtype=operands.dtype_name,
+        mask=mask,
+        head_dim=operands.head_dim,
+        value_head_dim=operands.value_head_dim,
+        group_size=operands.group_size,
+        needs_backward=call.needs_backward,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        device_info=info,
+    )
+
+
+# A choice crosses from the forward to the backward operator as a number in a tensor: the
+# backward must use what ran, also outside the `use` context that chose it.
+_choices: list[Choice] = []
+_tickets: dict[Choice, int] = {}
+
+
+def remember(choice: Choice) -> int:
+    """A number under which `recall` finds the choice for the life of the process."""
+    ticket = _tickets.get(choice)
+    if ticket is None:
+        _choices.append(choice)
+        ticket = _tickets[choice] = len(_choices) - 1
+    return ticket
+
+
+def recall(ticket: int) -> Choice:
+    """The choice remembered under a number."""
+    return _choices[ticket]

@@ -1,0 +1,173 @@
+"""Runs a plan forward and backward: post the next messages, compute the rows at hand, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ringspan.contracts.backend import Grads
+from ringspan.contracts.communicator import Exchange
+from ringspan.contracts.masks import Mask, MaskCase
+from ringspan.contracts.work import Tiles
+from ringspan.engine.choice import Choice
+from ringspan.engine.merge import Accumulator, accumulation_dtype
+from ringspan.engine.ring import Arrival, KeyValue, Ring
+from ringspan.engine.rows import key_rows, query_rows
+from ringspan.plan.schedule import Plan, Step
+
+__all__ = ["Kernels", "backward", "forward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The chosen backends, and what they need to know of the call."""
+
+    choice: Choice
+    scale: float
+    group: int
+    """Query heads per key/value head."""
+
+    def forward(self, tiles: Tiles, query: Tensor, rows: KeyValue) -> tuple[Tensor, Tensor]:
+        """One batch of tiles: out and lse."""
+        at_query, at_key = query_rows(tiles, self.group), key_rows(tiles)
+        return self.choice.backend(tiles.mask).forward(
+            at_query.tile_batch(query),
+            at_key.tile_batch(rows.key),
+            at_key.tile_batch(rows.value),
+            mask=_mask(tiles, query, self.group),
+            scale=self.scale,
+        )
+
+    def backward(self, tiles: Tiles, saved: Saved, rows: KeyValue) -> Grads:
+        """One batch of tiles: its share of the gradients, given the final out and lse."""
+        at_query, at_key = query_rows(tiles, self.group), key_rows(tiles)
+        lse = at_query.tile_batch(saved.lse.transpose(1, 2).unsqueeze(-1))
+        return self.choice.backend(tiles.mask).backward(
+            at_query.tile_batch(saved.grad_out),
+            at_query.tile_batch(saved.query),
+            at_key.tile_batch(rows.key),
+            at_key.tile_batch(rows.value),
+            at_query.tile_batch(saved.out),
+            lse.squeeze(-1).transpose(1, 2).contiguous(),
+            mask=_mask(tiles, saved.query, self.group),
+            scale=self.scale,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What the backward pass starts from: `[B, N, H, D]` each, lse `[B, H, N]`."""
+
+    grad_out: Tensor
+    query: Tensor
+    local: KeyValue
+    out: Tensor
+    lse: Tensor
+
+
+def _mask(tiles: Tiles, query: Tensor, group: int) -> Mask:
+    if tiles.high is None:
+        return Mask(tiles.mask)
+    # [T, K, L] -> [B * T, K * G, L]
+    high = tiles.high.on(query.device).repeat_interleave(group, dim=1)
+    high = high.repeat(query.shape[0], 1, 1)
+    return Mask(MaskCase.INTERVAL, torch.zeros_like(high), high)
+
+
+def _arrivals(
+    steps: tuple[Step, ...], local: KeyValue, ring: Ring | None
+) -> Iterator[tuple[Step, KeyValue]]:
+    """Each step with the rows to compute on; the next step's rows are already on their way."""
+    posted: dict[int, Arrival] = {}
+
+    def post(position: int) -> None:
+        if ring is not None and position < len(steps) and steps[position].index:
+            posted[position] = ring.post_rows(steps[position])
+
+    post(0)
+    for position, step in enumerate(steps):
+        rows = posted.pop(position).wait() if step.index else local
+        post(position + 1)
+        yield step, rows
+
+
+def forward(
+    plan: Plan, kernels: Kernels, query: Tensor, local: KeyValue, exchange: Exchange | None
+) -> tuple[Tensor, Tensor]:
+    """Output `[B, N, H, Dv]` in the query's dtype and lse `[B, H, N]` of this rank's queries."""
+    dtype = query.dtype if plan.one_piece else accumulation_dtype(query.dtype)
+    shape = (*query.shape[:3], local.value.shape[-1])
+    total = Accumulator(shape, query, dtype, plan.forward_covered)
+    ring = None if exchange is None else Ring(exchange, local)
+    for step, rows in _arrivals(plan.steps, local, ring):
+        for tiles in step.tiles:
+            out, lse = kernels.forward(tiles, query, rows)
+            total.put(query_rows(tiles, kernels.group), out, lse, first=tiles.forward_first)
+    return total.out.to(query.dtype), total.lse
+
+
+def backward(
+    plan: Plan, kernels: Kernels, saved: Saved, exchange: Exchange | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of this rank's query, key and value, in their dtype.
+
+    The same plan with the final out and lse. Gradients of received rows go straight back to
+    their owner while the next step computes; this rank's own rows come last.
+    """
+    saved = _with_positive_infinity(saved)
+    grad_query = _total(saved.query, plan.one_piece, plan.backward_covered)
+    grads = KeyValue(*(_total(x, plan.key_one_piece, plan.key_covered) for x in saved.local))
+    ring = None if exchange is None else Ring(exchange, saved.local)
+    returning: list[tuple[Step, Arrival]] = []
+    for step, rows in _arrivals(plan.backward_steps, saved.local, ring):
+        message, target = None, grads
+        if step.index and ring is not None:
+            message, target = ring.empty_grads(step, grads.key.dtype)
+        for tiles in step.tiles:
+            piece = kernels.backward(tiles, saved, rows)
+            _add_query(tiles, kernels.group, grad_query, piece.query)
+            _add_keys(tiles, target, piece)
+        if ring is not None:
+            _finish(ring, returning, grads)
+            if message is not None:
+                returning.append((step, ring.post_grads(step, message)))
+    return (
+        grad_query.to(saved.query.dtype),
+        grads.key.to(saved.local.key.dtype),
+        grads.value.to(saved.local.value.dtype),
+    )
+
+
+def _finish(ring: Ring, returning: list[tuple[Step, Arrival]], grads: KeyValue) -> None:
+    while returning:
+        step, arrival = returning.pop(0)
+        ring.add_grads(step, arrival, grads)
+
+
+def _with_positive_infinity(saved: Saved) -> Saved:
+    """Rows that saw no key get `lse = +inf`, so that every kernel's `exp(s - lse)` is zero."""
+    lse = saved.lse.masked_fill(saved.lse == -torch.inf, torch.inf)
+    return Saved(saved.grad_out, saved.query, saved.local, saved.out, lse)
+
+
+def _total(like: Tensor, one_piece: bool, covered: bool) -> Tensor:
+    """Room for a gradient; zeroed unless all of it is first written."""
+    dtype = like.dtype if one_piece else accumulation_dtype(like.dtype)
+    make = torch.empty if covered else torch.zeros
+    return make(like.shape, dtype=dtype, device=like.device)
+
+
+def _add_query(tiles: Tiles, group: int, total: Tensor, piece: Tensor) -> None:
+    rows = query_rows(tiles, group)
+    put = rows.write if tiles.backward_first else rows.add
+    put(total, rows.split(piece, total.shape[0]))
+
+
+def _add_keys(tiles: Tiles, totals: KeyValue, piece: Grads) -> None:
+    rows = key_rows(tiles)
+    put = rows.write if tiles.key_first else rows.add
+    for total, part in zip(totals, (piece.key, piece.value), strict=True):
+        put(total, rows.split(part, total.shape[0]))

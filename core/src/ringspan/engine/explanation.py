@@ -1,0 +1,227 @@
+"""What a call would do, as data: inputs, plan, cost and decisions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ringspan.contracts.errors import InvalidArgument, NoEligibleProvider
+from ringspan.engine.call import Call
+from ringspan.engine.choice import Operands, decide
+from ringspan.engine.plans import cached_plan
+from ringspan.plan.cost import Cost, cost_of
+
+if TYPE_CHECKING:
+    from ringspan_registry import Decision
+    from torch import Tensor
+
+    from ringspan.plan.schedule import Plan
+
+__all__ = ["Explanation", "Inputs", "RankReport", "StepReport", "explain_call"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A described problem: the shapes of q, k and v over all ranks, without tensors.
+
+    Example:
+        >>> Inputs(N=1024, heads=8, head_dim=64).kv_heads
+        8
+    """
+
+    N: int
+    heads: int
+    head_dim: int
+    kv_heads: int | None = None
+    value_head_dim: int | None = None
+    batch: int = 1
+    dtype: str = "float32"
+    device: str = "cpu"
+    needs_backward: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        object.__setattr__(self, "value_head_dim", self.value_head_dim or self.head_dim)
+        for name in ("N", "batch"):
+            _check_count(name, getattr(self, name), 0)
+        for name in ("heads", "head_dim", "kv_heads", "value_head_dim"):
+            _check_count(name, getattr(self, name), 1)
+        if self.heads % (self.kv_heads or 1):
+            raise InvalidArgument(
+                "heads", expected=f"a multiple of kv_heads {self.kv_heads}", got=str(self.heads)
+            )
+        if self.dtype not in ("float16", "bfloat16", "float32", "float64"):
+            raise InvalidArgument(
+                "dtype", expected="float16, bfloat16, float32 or float64", got=repr(self.dtype)
+            )
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise InvalidArgument(
+                "device", expected="a torch device such as 'cpu' or 'cuda:0'", got=repr(self.device)
+            ) from None
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, *, N: int, needs_backward: bool) -> Inputs:
+        """From one rank's tensors, with the number of tokens over all ranks."""
+        batch, _, heads, head_dim = q.shape
+        dtype = str(q.dtype).removeprefix("torch.")
+        return cls(
+            N, heads, head_dim, k.shape[2], v.shape[3], batch, dtype, str(q.device), needs_backward
+        )
+
+    def operands(self, rows: int) -> Operands:
+        """The tensors of a rank that holds `rows` tokens."""
+        return Operands(
+            self.batch,
+            rows,
+            self.heads,
+            self.kv_heads or self.heads,
+            self.head_dim,
+            self.value_head_dim or self.head_dim,
+            getattr(torch, self.dtype),
+            torch.device(self.device),
+        )
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidArgument(name, expected=f"an integer >= {least}", got=repr(value))
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One step of one rank: peers, rows that travel, and the launches with their shapes."""
+
+    index: int
+    source: int
+    target: int
+    rows_received: int
+    rows_sent: int
+    launches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RankReport:
+    """One rank's part."""
+
+    rank: int
+    rows: int
+    tiles: int
+    """Dense problems, counted per key/value head batch."""
+    cost: Cost
+    steps: tuple[StepReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The plan and the decisions of one call. Print it, or take `as_dict()`."""
+
+    inputs: Inputs
+    pattern: str
+    causal: bool
+    layout: str
+    world_size: int
+    ranks: tuple[RankReport, ...]
+    decisions: dict[str, Decision]
+    """By what was decided: `"backend (causal)"`, .., `"communicator"`."""
+
+    @property
+    def flops(self) -> int:
+        """Of a forward pass, over all ranks; a backward pass costs 2.5 times as much."""
+        return sum(report.cost.flops for report in self.ranks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON-able data."""
+        return {
+            "inputs": asdict(self.inputs),
+            "pattern": self.pattern,
+            "causal": self.causal,
+            "layout": self.layout,
+            "world_size": self.world_size,
+            "flops": self.flops,
+            "ranks": [asdict(report) for report in self.ranks],
+            "decisions": {name: decision.as_dict() for name, decision in self.decisions.items()},
+        }
+
+    def __str__(self) -> str:
+        inputs = self.inputs
+        lines = [
+            f"{self.pattern}{', causal' if self.causal else ''}",
+            f"  {inputs.N} tokens, batch {inputs.batch}, {inputs.heads} heads "
+            f"({inputs.kv_heads} key/value), head_dim {inputs.head_dim}, {inputs.dtype} "
+            f"on {inputs.device}",
+            f"  {self.layout}",
+            f"  forward: {self.flops / 1e9:.3f} GFLOP over {self.world_size} rank(s)",
+        ]
+        for report in self.ranks:
+            cost = report.cost
+            lines.append(
+                f"  rank {report.rank}: {report.rows} rows, {report.tiles} tiles in "
+                f"{sum(len(step.launches) for step in report.steps)} launches, "
+                f"{cost.flops / 1e9:.3f} GFLOP, receives {cost.bytes_received} bytes, "
+                f"about {cost.memory / 2**20:.1f} MiB above the inputs"
+            )
+        for name, decision in self.decisions.items():
+            lines.append(f"  {name}:")
+            lines += [f"    {line}" for line in str(decision).splitlines()]
+        return "\n".join(lines)
+
+
+def explain_call(call: Call, inputs: Inputs, world_size: int) -> Explanation:
+    """Plans every rank's part and asks for the decisions, computing nothing."""
+    layout = call.layout_for(inputs.N)
+    kv_heads = inputs.kv_heads or inputs.heads
+    plans = [
+        cached_plan(call.pattern, call.causal, kv_heads, layout, rank) for rank in range(world_size)
+    ]
+    return Explanation(
+        inputs,
+        repr(call.pattern),
+        call.causal,
+        repr(layout),
+        world_size,
+        tuple(_report(plan, inputs) for plan in plans),
+        _decisions(call, inputs, plans[0]),
+    )
+
+
+def _report(plan: Plan, inputs: Inputs) -> RankReport:
+    operands = inputs.operands(plan.rows)
+    return RankReport(
+        rank=plan.rank,
+        rows=plan.rows,
+        tiles=sum(tiles.count for step in plan.steps for tiles in step.tiles),
+        cost=cost_of(
+            plan,
+            batch=operands.batch,
+            group_size=operands.group_size,
+            head_dim=operands.head_dim,
+            value_head_dim=operands.value_head_dim,
+            itemsize=operands.dtype.itemsize,
+            backward=inputs.needs_backward,
+        ),
+        steps=tuple(
+            StepReport(
+                step.index,
+                step.source,
+                step.target,
+                step.receive,
+                len(step.send),
+                tuple(tiles.summary for tiles in step.tiles),
+            )
+            for step in plan.steps
+        ),
+    )
+
+
+def _decisions(call: Call, inputs: Inputs, plan: Plan) -> dict[str, Decision]:
+    decisions: dict[str, Decision] = {}
+    for name, ask in decide(call, inputs.operands(plan.rows), plan.masks, plan.world_size > 1):
+        try:
+            decisions[name] = ask()
+        except NoEligibleProvider as refusal:
+            decisions[name] = refusal.decision  # type: ignore[assignment]
+    return decisions

@@ -1,0 +1,17 @@
+"""Plans, each made once for equal arguments."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ringspan.contracts.pattern import Pattern
+from ringspan.plan.layout import Layout
+from ringspan.plan.schedule import Plan, make_plan
+
+__all__ = ["cached_plan"]
+
+
+@lru_cache(maxsize=128)
+def cached_plan(pattern: Pattern, causal: bool, kv_heads: int, layout: Layout, rank: int) -> Plan:
+    """`make_plan`, cached: a training step plans once per shape, not once per layer."""
+    return make_plan(pattern, causal=causal, kv_heads=kv_heads, layout=layout, rank=rank)

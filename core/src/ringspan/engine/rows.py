@@ -1,0 +1,98 @@
+"""The rows of a batch of tiles inside a larger tensor: a view where they are affine, else a gather.
+
+Letters of shapes: B batch, T tiles, L rows of a tile, K key/value heads, G query heads per
+key/value head, D head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ringspan.contracts.work import Affine, Indexed, Rows, Tiles
+
+__all__ = ["Selection", "key_rows", "query_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Some rows of some heads of tensors `[B, N, H, D]`, as `[B, T, L, K, G, D]`."""
+
+    rows: Rows
+    heads: tuple[int, ...]
+    tiles: int
+    length: int
+    group: int
+
+    def view(self, x_BNHD: Tensor) -> Tensor:
+        """The rows: a view of `x` where they are affine, else a copy."""
+        if isinstance(self.rows, Affine):
+            return self._strided(x_BNHD, self.rows)
+        return x_BNHD[:, self._rows_TLK1(x_BNHD, self.rows), self._heads_KG(x_BNHD)]
+
+    def tile_batch(self, x_BNHD: Tensor) -> Tensor:
+        """The rows as a backend takes them, `[B * T, L, K * G, D]`; copied only where strides
+        cannot say it."""
+        x = self.view(x_BNHD)
+        return x.reshape(-1, self.length, len(self.heads) * self.group, x.shape[-1])
+
+    def split(self, tiles: Tensor, batch: int) -> Tensor:
+        """The inverse of `tile_batch`'s shape: `[B * T, L, K * G, D]` as `[B, T, L, K, G, D]`."""
+        return tiles.reshape(
+            batch, self.tiles, self.length, len(self.heads), self.group, tiles.shape[-1]
+        )
+
+    def write(self, x_BNHD: Tensor, piece: Tensor) -> None:
+        """`x[rows] = piece`, in place; `piece` is shaped as `view`."""
+        if isinstance(self.rows, Affine):
+            self._strided(x_BNHD, self.rows).copy_(piece)
+        else:
+            at = (slice(None), self._rows_TLK1(x_BNHD, self.rows), self._heads_KG(x_BNHD))
+            x_BNHD[at] = piece.to(x_BNHD.dtype)
+
+    def add(self, x_BNHD: Tensor, piece: Tensor) -> None:
+        """`x[rows] += piece`, in place. No row occurs twice in a selection."""
+        view = self.view(x_BNHD)
+        view += piece
+        self.settle(x_BNHD, view)
+
+    def settle(self, x_BNHD: Tensor, changed: Tensor) -> None:
+        """After `changed = view(x)` was changed in place: writes it back where it was a copy."""
+        if isinstance(self.rows, Indexed):
+            self.write(x_BNHD, changed)
+
+    def _strided(self, x: Tensor, rows: Affine) -> Tensor:
+        batch, row, head, last = x.stride()
+        between = (self.heads[1] - self.heads[0]) * self.group if len(self.heads) > 1 else 0
+        return x.as_strided(
+            (x.shape[0], self.tiles, self.length, len(self.heads), self.group, x.shape[3]),
+            (
+                batch,
+                rows.tile_step * row,
+                rows.step * row,
+                between * head + rows.head_step * row,
+                head,
+                last,
+            ),
+            x.storage_offset() + rows.start * row + self.heads[0] * self.group * head,
+        )
+
+    def _rows_TLK1(self, x: Tensor, rows: Indexed) -> Tensor:
+        """Row numbers, to index the second dimension with."""
+        return rows.on(x.device).transpose(1, 2).unsqueeze(-1)
+
+    def _heads_KG(self, x: Tensor) -> Tensor:
+        first = torch.tensor(self.heads, device=x.device).unsqueeze(-1) * self.group
+        return first + torch.arange(self.group, device=x.device)
+
+
+def query_rows(tiles: Tiles, group: int) -> Selection:
+    """The query rows of `tiles`, for tensors with `group` heads per key/value head."""
+    return Selection(tiles.query, tiles.query_heads, tiles.count, tiles.query_length, group)
+
+
+def key_rows(tiles: Tiles) -> Selection:
+    """The key rows of `tiles`."""
+    return Selection(tiles.key, tiles.key_heads, tiles.count, tiles.key_length, 1)

@@ -1,0 +1,174 @@
+"""Pictures of patterns and orderings, and of numbers over time. Needs matplotlib (`[plot]`)."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.pattern import Domain, Pattern
+from ringspan.contracts.tokens import Tokens
+from ringspan.plan.orders import order
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "curve_picture",
+    "ordering_picture",
+    "pairs_per_pixel",
+    "pattern_picture",
+    "png",
+    "save",
+]
+
+SUFFIXES = (".png", ".svg")
+_PIXELS = 512
+
+
+def pairs_per_pixel(
+    pattern: Pattern, tokens: Tokens, *, kv_heads: int, head: int, causal: bool, pixels: int
+) -> npt.NDArray[np.int64]:
+    """How many query-key pairs of a head fall in each pixel, `[pixels, pixels]`, exactly.
+
+    Row `a`, column `b` counts (with multiplicity) the pairs whose query lies in the `a`-th and
+    whose key lies in the `b`-th of `pixels` equal stretches of the sequence.
+
+    Example:
+        >>> from ringspan import Dense
+        >>> from ringspan.contracts.tokens import Sequence
+        >>> pairs_per_pixel(
+        ...     Dense(), Sequence(4), kv_heads=1, head=0, causal=True, pixels=2
+        ... ).tolist()
+        [[3, 0], [4, 3]]
+    """
+    counts = np.zeros((pixels, pixels), dtype=np.int64)
+    domain = Domain(tokens, kv_heads, order)
+    for cliques in pattern.cliques(domain):
+        if head not in cliques.heads:
+            continue
+        pixel = cliques.rows * pixels // domain.N
+        for start, end in zip(cliques.bounds[:-1], cliques.bounds[1:], strict=True):
+            first, last = (pixel[start], pixel[end - 1] + 1) if start < end else (0, 0)
+            held = np.bincount(pixel[start:end] - first, minlength=last - first)
+            pairs = np.outer(held, held)
+            if causal:
+                pairs = np.tril(pairs, -1) + np.diag(held * (held + 1) // 2)
+            counts[first:last, first:last] += pairs
+    return counts
+
+
+def pattern_picture(
+    pattern: Pattern,
+    tokens: Tokens,
+    *,
+    kv_heads: int = 1,
+    head: int = 0,
+    causal: bool = False,
+    title: str = "",
+) -> Figure:
+    """A head's mask: queries down, keys across; darker where a larger share of pairs is seen."""
+    from matplotlib.colors import LogNorm
+
+    pixels = min(tokens.N, _PIXELS)
+    counts = pairs_per_pixel(
+        pattern, tokens, kv_heads=kv_heads, head=head, causal=causal, pixels=pixels
+    )
+    shares = np.ma.masked_equal(counts * (pixels / tokens.N) ** 2, 0)
+    figure = _figure(6, 6)
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        shares,
+        cmap="viridis_r",
+        norm=LogNorm(vmin=max(float(shares.min()), 1e-6), vmax=max(float(shares.max()), 1.0)),
+        extent=(0, tokens.N, tokens.N, 0),
+        interpolation="nearest",
+    )
+    axes.set_xlabel("key position")
+    axes.set_ylabel("query position")
+    axes.set_title(title or f"{pattern}, head {head}", wrap=True, fontsize=10)
+    figure.colorbar(image, label="pairs seen, with multiplicity, per pair", shrink=0.8)
+    return figure
+
+
+def ordering_picture(ordering: str, tokens: Tokens, *, title: str = "") -> Figure:
+    """The path through the tokens' coordinates in order of place, from dark to light."""
+    from matplotlib.collections import LineCollection
+
+    coordinates = tokens.coordinates
+    if coordinates is None:
+        raise InvalidArgument(
+            "tokens", expected="tokens with coordinates (Grid or Coordinates)", got=repr(tokens)
+        )
+    if coordinates.shape[1] == 3:
+        return _space_picture(ordering, coordinates[order(ordering, tokens)], title)
+    path = coordinates[order(ordering, tokens)][:, ::-1]
+    figure = _figure(6, 6)
+    axes = figure.add_subplot()
+    lines = LineCollection(list(np.stack([path[:-1], path[1:]], axis=1)), cmap="viridis")
+    lines.set_array(np.arange(len(path) - 1))
+    axes.add_collection(lines)
+    axes.autoscale()
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.set_xlabel("column")
+    axes.set_ylabel("row")
+    axes.set_title(title or f"{ordering}, {tokens}", fontsize=10)
+    return figure
+
+
+def _space_picture(ordering: str, path: npt.NDArray[np.int64], title: str) -> Figure:
+    figure = _figure(6, 6)
+    axes = figure.add_subplot(projection="3d")
+    axes.plot(path[:, 2], path[:, 1], path[:, 0], linewidth=1)
+    axes.set_title(title or f"{ordering}, {len(path)} points", fontsize=10)
+    return figure
+
+
+def curve_picture(
+    values: list[float], *, xlabel: str, ylabel: str, levels: dict[str, float]
+) -> Figure:
+    """Values over their number, from 1, with named horizontal levels."""
+    figure = _figure(7, 4)
+    axes = figure.add_subplot()
+    axes.plot(range(1, len(values) + 1), values, linewidth=1.5)
+    for index, (name, level) in enumerate(levels.items()):
+        axes.axhline(level, color=f"C{index + 1}", linestyle="--", label=f"{name} {level:.3f}")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.3)
+    if levels:
+        axes.legend()
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    # The object API: unlike pyplot it needs no display and leaves the process's state alone.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png(figure: Figure) -> bytes:
+    """The picture as the bytes of a PNG file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    return stream.getvalue()
+
+
+def check_suffix(path: Path) -> None:
+    """Raises `InvalidArgument` unless `path` ends in `.png` or `.svg`."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise InvalidArgument("--out", expected="a file name ending in .png or .svg", got=str(path))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the picture as PNG or SVG, by the suffix of `path`; no half-written file stays."""
+    check_suffix(path)
+    stream = io.BytesIO()
+    figure.savefig(stream, format=path.suffix.lower()[1:], dpi=150)
+    path.write_bytes(stream.getvalue())

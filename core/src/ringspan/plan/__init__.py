@@ -1,0 +1,1 @@
+"""When and where: layouts and schedules, as pure data that never touches q, k or v."""

@@ -1,0 +1,42 @@
+"""Process groups, however the user names them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ringspan.contracts.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+__all__ = ["process_group"]
+
+
+def process_group(group: Any) -> dist.ProcessGroup:
+    """The ProcessGroup behind `group`: itself, a one-dimensional DeviceMesh's, or the default."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import DeviceMesh
+
+    if group is None:
+        if not dist.is_initialized():
+            raise InvalidArgument(
+                "group",
+                expected="an initialised process group",
+                got="None without torch.distributed",
+                remedy="Call torch.distributed.init_process_group first",
+            )
+        return dist.group.WORLD  # type: ignore[return-value]
+    if isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise InvalidArgument(
+                "group",
+                expected="a one-dimensional DeviceMesh",
+                got=f"{group.ndim} dimensions",
+                remedy="Pick one dimension, as in mesh['ring']",
+            )
+        return group.get_group()
+    if isinstance(group, dist.ProcessGroup):
+        return group
+    raise InvalidArgument(
+        "group", expected="a ProcessGroup or a one-dimensional DeviceMesh", got=repr(group)
+    )

@@ -1,0 +1,263 @@
+"""Which rank holds which tokens, and in which order they are stored."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens, shard_sizes
+from ringspan.plan.orders import order
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from jaxtyping import Int
+    from torch import Tensor
+
+__all__ = ["Layout"]
+
+
+class Layout:
+    """Which positions each rank holds, in storage order.
+
+    Tokens are put in order of place along `ordering` and cut into `world_size` consecutive
+    shards. The pattern still speaks of positions: a layout changes where rows lie, never the
+    result.
+
+    Args:
+        N: number of tokens, or the tokens themselves (`Grid`, `Coordinates`).
+        world_size: number of shards; 1 with an ordering means: stored in that order.
+        ordering: name of an ordering provider; None: the order of positions.
+        weights: relative shard sizes, one per rank; None: even (they differ by at most one).
+        tokens: what the tokens are, where `N` is a number; orderings that follow a curve need it.
+        sizes: exact shard sizes, instead of `weights`; zeros are allowed.
+
+    Raises:
+        InvalidArgument: where sizes or weights do not fit `N` and `world_size`.
+
+    Example:
+        >>> Layout(10, world_size=4).positions(1).tolist()
+        [3, 4, 5]
+    """
+
+    def __init__(
+        self,
+        N: int | Tokens,
+        world_size: int = 1,
+        ordering: str | None = None,
+        weights: tuple[float, ...] | None = None,
+        *,
+        tokens: Tokens | None = None,
+        sizes: tuple[int, ...] | None = None,
+    ) -> None:
+        self.tokens = _tokens(N, tokens)
+        self.N = self.tokens.N
+        self.world_size = _world_size(world_size)
+        self.ordering = _ordering(ordering)
+        self.weights = _weights(weights, self.world_size)
+        self.sizes = _sizes(sizes, self)
+        self.explicit_sizes = None if sizes is None else self.sizes
+
+    @cached_property
+    def order(self) -> npt.NDArray[np.int64]:
+        """The position stored at each place, int64 `[N]`."""
+        if self.ordering is None:
+            return np.arange(self.N, dtype=np.int64)
+        weights = self.weights
+        if weights is None and self.sizes != shard_sizes(self.N, self.world_size, None):
+            weights = tuple(float(size) for size in self.sizes)
+        return order(self.ordering, self.tokens, self.world_size, weights)
+
+    @cached_property
+    def bounds(self) -> tuple[int, ...]:
+        """Rank `p` holds the places `bounds[p] .. bounds[p + 1] - 1`."""
+        return (0, *np.cumsum(self.sizes, dtype=np.int64).tolist())
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether every rank's positions precede the next rank's, in ascending order."""
+        return self.ordering is None
+
+    def positions(self, rank: int) -> Int[Tensor, " n"]:
+        """The positions that `rank` holds, in storage order: int64, on the CPU."""
+        self._check_rank(rank)
+        held = self.order[self.bounds[rank] : self.bounds[rank + 1]]
+        return torch.from_numpy(held.copy())
+
+    def shard(self, x: Tensor, rank: int | None = None, *, dim: int = 1) -> Tensor:
+        """This rank's rows of a full tensor.
+
+        Args:
+            x: holds all `N` tokens along `dim`, in order of position.
+            rank: whose rows; None: this process's rank in `torch.distributed` (0 for one shard).
+            dim: the dimension of tokens; 1 as in `[B, N, ...]`.
+
+        Example:
+            >>> Layout(5, 2).shard(torch.arange(5)[None], rank=1).tolist()
+            [[3, 4]]
+        """
+        self._check_tokens("x", x, self.N, dim)
+        rank = self.own_rank() if rank is None else rank
+        return x.index_select(dim, self.positions(rank).to(x.device))
+
+    def gather(self, x: Tensor, group: Any = None, *, dim: int = 1) -> Tensor:
+        """The full tensor in order of position, on every rank, from every rank's rows.
+
+        Its gradient is this rank's rows of the upstream gradient: right where every rank
+        computes the same loss from the gathered tensor.
+
+        Args:
+            x: this rank's rows along `dim`, as `shard` gives them.
+            group: a ProcessGroup or one-dimensional DeviceMesh of `world_size` ranks; None: the
+                default group (none is needed for one shard).
+            dim: the dimension of tokens.
+        """
+        rank = self.own_rank(group)
+        self._check_tokens("x", x, self.sizes[rank], dim)
+        gathered: Tensor = _Gather.apply(x, self, group, rank, dim)
+        return gathered
+
+    def own_rank(self, group: Any = None) -> int:
+        """This process's rank in `group` (None: the default group); 0 for one shard."""
+        if self.world_size == 1:
+            return 0
+        import torch.distributed as dist
+
+        from ringspan.plan.groups import process_group
+
+        if not dist.is_initialized():
+            raise InvalidArgument(
+                "rank",
+                expected=f"a rank in 0 .. {self.world_size - 1}",
+                got="None without torch.distributed",
+                remedy="Pass rank=, or call torch.distributed.init_process_group first",
+            )
+        return dist.get_rank(process_group(group))
+
+    def _check_rank(self, rank: int) -> None:
+        if not isinstance(rank, int) or not 0 <= rank < self.world_size:
+            raise InvalidArgument(
+                "rank", expected=f"an integer in 0 .. {self.world_size - 1}", got=repr(rank)
+            )
+
+    def _check_tokens(self, name: str, x: Tensor, tokens: int, dim: int) -> None:
+        if not -x.dim() <= dim < x.dim() or x.shape[dim] != tokens:
+            raise InvalidArgument(
+                name,
+                expected=f"{tokens} tokens along dimension {dim}",
+                got=f"shape {list(x.shape)}",
+            )
+
+    def _key(self) -> tuple[Any, ...]:
+        return (self.tokens, self.world_size, self.ordering, self.weights, self.sizes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return (
+            f"Layout({self.tokens!r}, world_size={self.world_size}, ordering={self.ordering!r}, "
+            f"sizes={self.sizes})"
+        )
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: Layout, group: Any, rank: int, dim: int) -> Tensor:
+        ctx.layout, ctx.rank, ctx.dim = layout, rank, dim
+        shards = [x] if layout.world_size == 1 else _all_shards(x, layout, group, dim)
+        stored = torch.cat(shards, dim)
+        places = torch.from_numpy(np.argsort(layout.order, kind="stable"))
+        return stored.index_select(dim, places.to(x.device))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.layout.shard(grad, ctx.rank, dim=ctx.dim), None, None, None, None
+
+
+def _all_shards(x: Tensor, layout: Layout, group: Any, dim: int) -> list[Tensor]:
+    """Every rank's rows; all-gather wants equal shapes, so shards travel padded."""
+    import torch.distributed as dist
+
+    from ringspan.plan.groups import process_group
+
+    longest = max(layout.sizes)
+    rows = x.detach().movedim(dim, 0)
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: rows.shape[0]] = rows
+    received = [torch.empty_like(padded) for _ in range(layout.world_size)]
+    dist.all_gather(received, padded, group=process_group(group))
+    return [
+        shard[:size].movedim(0, dim) for shard, size in zip(received, layout.sizes, strict=True)
+    ]
+
+
+def _tokens(N: object, tokens: Tokens | None) -> Tokens:
+    if isinstance(N, Sequence | Grid | Coordinates):
+        if tokens is not None and tokens != N:
+            raise InvalidArgument("tokens", expected=f"nothing beside {N!r}", got=repr(tokens))
+        return N
+    if not isinstance(N, int) or isinstance(N, bool) or N < 0:
+        raise InvalidArgument("N", expected="an integer >= 0, Grid or Coordinates", got=repr(N))
+    if tokens is None:
+        return Sequence(N)
+    if tokens.N != N:
+        raise InvalidArgument("N", expected=f"{tokens.N}, as many as {tokens!r}", got=str(N))
+    return tokens
+
+
+def _world_size(world_size: object) -> int:
+    if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
+        raise InvalidArgument("world_size", expected="an integer >= 1", got=repr(world_size))
+    return world_size
+
+
+def _ordering(ordering: object) -> str | None:
+    if ordering is not None and not isinstance(ordering, str):
+        raise InvalidArgument(
+            "ordering", expected="the name of an ordering or None", got=repr(ordering)
+        )
+    return ordering
+
+
+def _weights(weights: object, world_size: int) -> tuple[float, ...] | None:
+    if weights is None:
+        return None
+    if (
+        not isinstance(weights, (tuple, list))
+        or len(weights) != world_size
+        or not all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights)
+        or sum(weights) <= 0
+    ):
+        raise InvalidArgument(
+            "weights",
+            expected=f"{world_size} finite numbers >= 0, not all zero",
+            got=repr(weights),
+        )
+    return tuple(float(weight) for weight in weights)
+
+
+def _sizes(sizes: object, layout: Layout) -> tuple[int, ...]:
+    if sizes is None:
+        return shard_sizes(layout.N, layout.world_size, layout.weights)
+    if layout.weights is not None:
+        raise InvalidArgument("sizes", expected="None beside weights", got=repr(sizes))
+    if (
+        not isinstance(sizes, (tuple, list))
+        or len(sizes) != layout.world_size
+        or not all(isinstance(size, int) and size >= 0 for size in sizes)
+        or sum(sizes) != layout.N
+    ):
+        raise InvalidArgument(
+            "sizes",
+            expected=f"{layout.world_size} integers >= 0 that sum to {layout.N}",
+            got=repr(sizes),
+        )
+    return tuple(sizes)

@@ -1,0 +1,194 @@
+"""Checks of the front door's arguments: everything is refused before any work starts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringspan.contracts.errors import InvalidArgument, NotYetSupported
+from ringspan.contracts.pattern import Pattern
+from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
+from ringspan.plan.layout import Layout
+
+__all__ = [
+    "DTYPES",
+    "check_group",
+    "check_operands",
+    "check_options",
+    "check_request",
+    "check_tensors",
+    "check_tokens",
+    "refuse_later_options",
+]
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Types, ranks, dtypes, devices and shapes of query, key and value."""
+    named = {"q": query, "k": key, "v": value}
+    for name, x in named.items():
+        if not isinstance(x, torch.Tensor):
+            raise InvalidArgument(name, expected="a torch.Tensor", got=type(x).__name__)
+        if x.dim() != 4:
+            raise InvalidArgument(
+                name,
+                expected="four dimensions [batch, tokens, heads, head_dim]",
+                got=f"shape {_shape(x)}",
+            )
+        if x.dtype not in DTYPES:
+            raise InvalidArgument(
+                f"{name}.dtype", expected="float16, bfloat16, float32 or float64", got=str(x.dtype)
+            )
+    for name, x in list(named.items())[1:]:
+        if x.dtype != query.dtype:
+            raise InvalidArgument(
+                f"{name}.dtype", expected=f"{query.dtype}, as q", got=str(x.dtype)
+            )
+        if x.device != query.device:
+            raise InvalidArgument(
+                f"{name}.device", expected=f"{query.device}, as q", got=str(x.device)
+            )
+    _check_shapes(query, key, value)
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
+    batch, tokens, heads, head_dim = query.shape
+    kv_heads = key.shape[2]
+    if key.shape[1] != tokens:
+        raise NotYetSupported(
+            "k",
+            expected=f"{tokens} tokens, as q (cross-attention is not supported in this version)",
+            got=f"shape {_shape(key)}",
+        )
+    if key.shape[0] != batch or key.shape[3] != head_dim:
+        raise InvalidArgument(
+            "k", expected=f"shape [{batch}, {tokens}, Hkv, {head_dim}]", got=f"shape {_shape(key)}"
+        )
+    if value.shape[:3] != key.shape[:3]:
+        raise InvalidArgument(
+            "v",
+            expected=f"shape [{batch}, {tokens}, {kv_heads}, Dv]",
+            got=f"shape {_shape(value)}",
+        )
+    check_heads(heads, kv_heads)
+    for name, size in (("q", head_dim), ("v", value.shape[3])):
+        if size < 1:
+            raise InvalidArgument(name, expected="a head_dim of at least 1", got=str(size))
+
+
+def check_heads(heads: int, kv_heads: int) -> None:
+    """`H` is a multiple of `Hkv`, both at least one."""
+    if kv_heads < 1 or heads < 1 or heads % kv_heads:
+        raise InvalidArgument(
+            "q",
+            expected=f"a number of heads that is a multiple of k's {kv_heads}, both at least 1",
+            got=f"{heads} heads",
+        )
+
+
+def check_options(pattern: object, causal: object, scale: object) -> None:
+    """The pattern, and how scores are masked and scaled."""
+    if not isinstance(pattern, Pattern):
+        raise InvalidArgument(
+            "pattern", expected="a pattern such as Dense() or Dilated(...)", got=repr(pattern)
+        )
+    if not isinstance(causal, bool):
+        raise InvalidArgument("causal", expected="True or False", got=repr(causal))
+    if scale is not None and (
+        not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale)
+    ):
+        raise InvalidArgument("scale", expected="a finite number or None", got=repr(scale))
+
+
+def check_request(name: str, value: object) -> None:
+    """The name of a backend or communicator, or several in order of preference."""
+    names = value if isinstance(value, tuple | list) else (value,)
+    if value is not None and (not names or not all(isinstance(item, str) for item in names)):
+        raise InvalidArgument(name, expected="a name, a list of names or None", got=repr(value))
+
+
+def check_tokens(tokens: object, layout: Layout | None) -> None:
+    """What the tokens are, and that the layout speaks of the same ones."""
+    if tokens is not None and not isinstance(tokens, Sequence | Grid | Coordinates):
+        raise InvalidArgument(
+            "tokens", expected="Grid(...), Coordinates(...) or None", got=repr(tokens)
+        )
+    if layout is None:
+        return
+    if not isinstance(layout, Layout):
+        raise InvalidArgument("layout", expected="a Layout or None", got=repr(layout))
+    if tokens is not None and not isinstance(layout.tokens, Sequence) and layout.tokens != tokens:
+        raise InvalidArgument(
+            "tokens", expected=f"{layout.tokens!r}, as the layout has", got=repr(tokens)
+        )
+
+
+def check_group(layout: Layout | None, world_size: int, rank: int) -> None:
+    """A layout of several shards needs a group of that many ranks."""
+    if layout is None or layout.world_size == world_size:
+        return
+    if world_size == 1 and rank == 0:
+        raise InvalidArgument(
+            "group",
+            expected=f"a process group of {layout.world_size} ranks, as layout.world_size says",
+            got="None, or a group of one",
+            remedy="Pass group=, for example torch.distributed.group.WORLD",
+        )
+    raise InvalidArgument(
+        "layout",
+        expected=f"world_size={world_size}, as the group has ranks",
+        got=f"world_size={layout.world_size}",
+    )
+
+
+def check_operands(rows: int, tokens: Tokens | None, layout: Layout | None, rank: int) -> None:
+    """That q, k and v hold as many rows as layout and tokens say."""
+    if layout is not None:
+        if tokens is not None and tokens.N != layout.N:
+            raise InvalidArgument(
+                "tokens", expected=f"{layout.N} tokens, as the layout has", got=repr(tokens)
+            )
+        held = layout.sizes[rank]
+        if rows != held:
+            raise InvalidArgument(
+                "q",
+                expected=f"{held} tokens, as rank {rank} holds in {layout!r}",
+                got=f"{rows} tokens",
+                remedy="Shard with layout.shard(x)",
+            )
+    elif tokens is not None and rows != tokens.N:
+        raise InvalidArgument(
+            "tokens", expected=f"as many tokens as q has ({rows})", got=repr(tokens)
+        )
+
+
+_LATER: dict[str, Any] = {
+    "documents": None,
+    "key_padding": None,
+    "sink": None,
+    "dropout_p": 0.0,
+    "seed": None,
+    "query_positions": None,
+}
+
+
+def refuse_later_options(**options: object) -> None:
+    """Refuses by name what this version does not compute yet; nothing is silently dropped."""
+    for name, value in options.items():
+        unset = _LATER[name]
+        if value is unset or (unset is not None and value == unset):
+            continue
+        raise NotYetSupported(
+            name,
+            expected=f"{unset!r} in this version",
+            got=type(value).__name__ if isinstance(value, torch.Tensor) else repr(value),
+            remedy=f"Leave {name} out",
+        )
+
+
+def _shape(x: Tensor) -> str:
+    return str(list(x.shape))
