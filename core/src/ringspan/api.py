@@ -12,12 +12,13 @@ from ringspan import validation
 from ringspan.catalogue import configuration
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Pattern
-from ringspan.contracts.tokens import Sequence, Tokens
+from ringspan.contracts.tokens import Tokens
 from ringspan.engine import operator
 from ringspan.engine.call import Call
 from ringspan.engine.explanation import Explanation, Inputs, explain_call
 from ringspan.engine.operator import LastRun, last_run
 from ringspan.patterns import Dense
+from ringspan.plan.groups import Ranks
 from ringspan.plan.layout import Layout
 
 if TYPE_CHECKING:
@@ -105,62 +106,25 @@ def attention(
         query_positions=query_positions,
     )
     validation.check_tensors(q, k, v)
-    needs_backward = torch.is_grad_enabled() and (
-        q.requires_grad or k.requires_grad or v.requires_grad
+    ranks = Ranks.of(group)
+    call = Call(
+        pattern=Dense() if pattern is None else pattern,
+        causal=causal,
+        scale=scale,
+        tokens=tokens,
+        layout=layout,
+        group=ranks.group,
+        backend=_request(backend),
+        communicator=_request(communicator),
+        needs_backward=_needs_backward(q, k, v),
     )
-    call, N = _call(
-        q.shape[1], pattern, causal, scale, tokens, layout, group, backend, communicator,
-        needs_backward,
-    )  # fmt: skip
+    N = validation.check_call(call, q.shape[1], ranks)
     out, lse, _ = operator.attention(q, k, v, call.text, N)
     return (out, lse) if return_lse else out
 
 
-def _call(
-    rows: int,
-    pattern: Pattern | None,
-    causal: bool,
-    scale: float | None,
-    tokens: Tokens | None,
-    layout: Layout | None,
-    group: Any,
-    backend: Request,
-    communicator: Request,
-    needs_backward: bool,
-) -> tuple[Call, int]:
-    """The checked call, and the number of tokens over all ranks."""
-    pattern = Dense() if pattern is None else pattern
-    validation.check_options(pattern, causal, scale)
-    validation.check_request("backend", backend)
-    validation.check_request("communicator", communicator)
-    validation.check_tokens(tokens, layout)
-    name, world_size, rank = _named_group(group)
-    validation.check_group(layout, world_size, rank)
-    if layout is not None or world_size == 1:
-        validation.check_operands(rows, tokens, layout, rank)
-    call = Call(
-        pattern=pattern,
-        causal=causal,
-        scale=None if scale is None else float(scale),
-        tokens=None if isinstance(tokens, Sequence) else tokens,
-        layout=layout,
-        group=name,
-        backend=_request(backend),
-        communicator=_request(communicator),
-        needs_backward=needs_backward,
-    )
-    if layout is not None:
-        return call, layout.N
-    return call, rows if world_size == 1 else operator.AGREE_ON_LENGTHS
-
-
-def _named_group(group: Any) -> tuple[str | None, int, int]:
-    if group is None:
-        return None, 1, 0
-    from ringspan.plan.groups import process_group
-
-    process = process_group(group)
-    return process.group_name, process.size(), process.rank()
+def _needs_backward(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _request(value: Request) -> str | tuple[str, ...] | None:
@@ -200,31 +164,24 @@ def explain(
         >>> report.ranks[0].tiles
         9
     """
+    call = Call(
+        pattern=Dense() if pattern is None else pattern,
+        causal=causal,
+        scale=scale,
+        tokens=tokens,
+        layout=layout,
+        backend=_request(backend),
+        communicator=_request(communicator),
+    )
     if isinstance(q, Inputs):
         if k is not None or v is not None:
             raise InvalidArgument("k", expected="None beside Inputs", got=type(k).__name__)
-        inputs, rank = q, 0
-        world_size = 1 if layout is None else layout.world_size
-        if layout is not None and layout.N != inputs.N:
-            raise InvalidArgument("layout", expected=f"{inputs.N} tokens", got=repr(layout))
-        validation.check_options(pattern or Dense(), causal, scale)
-        validation.check_tokens(tokens, layout)
-        if tokens is not None and tokens.N != inputs.N:
-            raise InvalidArgument("tokens", expected=f"{inputs.N} tokens", got=repr(tokens))
-        call = Call(
-            pattern or Dense(), causal, scale, tokens, layout, None, _request(backend),
-            _request(communicator), inputs.needs_backward,
-        )  # fmt: skip
-        return explain_call(call, inputs, world_size)
+        validation.check_described(call, q.N)
+        return explain_call(call, q)
     if k is None or v is None:
         raise InvalidArgument("k", expected="q, k and v, or Inputs", got="None")
     validation.check_tensors(q, k, v)
-    needs_backward = q.requires_grad or k.requires_grad or v.requires_grad
-    call, N = _call(
-        q.shape[1], pattern, causal, scale, tokens, layout, group, backend, communicator,
-        torch.is_grad_enabled() and needs_backward,
-    )  # fmt: skip
-    world_size = _named_group(group)[1]
+    N = validation.check_call(call, q.shape[1], Ranks.of(group))
     if N == operator.AGREE_ON_LENGTHS:
         raise InvalidArgument(
             "layout",
@@ -232,9 +189,7 @@ def explain(
             got="None with a group",
             remedy="Pass layout=Layout(N, world_size)",
         )
-    return explain_call(
-        call, Inputs.of(q, k, v, N=N, needs_backward=call.needs_backward), world_size
-    )
+    return explain_call(call, Inputs.of(q, k, v, N=N, needs_backward=_needs_backward(q, k, v)))
 
 
 @contextmanager

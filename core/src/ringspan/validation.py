@@ -11,18 +11,12 @@ from torch import Tensor
 from ringspan.contracts.errors import InvalidArgument, NotYetSupported
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
+from ringspan.engine.call import Call
+from ringspan.engine.operator import AGREE_ON_LENGTHS
+from ringspan.plan.groups import Ranks
 from ringspan.plan.layout import Layout
 
-__all__ = [
-    "DTYPES",
-    "check_group",
-    "check_operands",
-    "check_options",
-    "check_request",
-    "check_tensors",
-    "check_tokens",
-    "refuse_later_options",
-]
+__all__ = ["DTYPES", "check_call", "check_described", "check_tensors", "refuse_later_options"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -74,14 +68,13 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
             expected=f"shape [{batch}, {tokens}, {kv_heads}, Dv]",
             got=f"shape {_shape(value)}",
         )
-    check_heads(heads, kv_heads)
+    _check_heads(heads, kv_heads)
     for name, size in (("q", head_dim), ("v", value.shape[3])):
         if size < 1:
             raise InvalidArgument(name, expected="a head_dim of at least 1", got=str(size))
 
 
-def check_heads(heads: int, kv_heads: int) -> None:
-    """`H` is a multiple of `Hkv`, both at least one."""
+def _check_heads(heads: int, kv_heads: int) -> None:
     if kv_heads < 1 or heads < 1 or heads % kv_heads:
         raise InvalidArgument(
             "q",
@@ -90,29 +83,64 @@ def check_heads(heads: int, kv_heads: int) -> None:
         )
 
 
-def check_options(pattern: object, causal: object, scale: object) -> None:
-    """The pattern, and how scores are masked and scaled."""
-    if not isinstance(pattern, Pattern):
+def check_call(call: Call, rows: int, ranks: Ranks) -> int:
+    """Checks all options of a call whose q has `rows` tokens on this rank.
+
+    Returns:
+        The number of tokens over all ranks, or `AGREE_ON_LENGTHS` where the ranks have to ask
+        each other.
+    """
+    _check_options(call)
+    layout = call.layout
+    if layout is None:
+        if ranks.world_size > 1:
+            return AGREE_ON_LENGTHS
+        _check_count("tokens", call.tokens, rows)
+        return rows
+    _check_world(layout, ranks)
+    held = layout.sizes[ranks.rank]
+    if rows != held:
         raise InvalidArgument(
-            "pattern", expected="a pattern such as Dense() or Dilated(...)", got=repr(pattern)
+            "q",
+            expected=f"{held} tokens, as rank {ranks.rank} holds in {layout!r}",
+            got=f"{rows} tokens",
+            remedy="Shard with layout.shard(x)",
         )
-    if not isinstance(causal, bool):
-        raise InvalidArgument("causal", expected="True or False", got=repr(causal))
+    _check_count("tokens", call.tokens, layout.N)
+    return layout.N
+
+
+def check_described(call: Call, N: int) -> None:
+    """Checks all options of a call on `N` described tokens over all ranks."""
+    _check_options(call)
+    _check_count("layout", call.layout, N)
+    _check_count("tokens", call.tokens, N)
+
+
+def _check_options(call: Call) -> None:
+    if not isinstance(call.pattern, Pattern):
+        raise InvalidArgument(
+            "pattern", expected="a pattern such as Dense() or Dilated(...)", got=repr(call.pattern)
+        )
+    if not isinstance(call.causal, bool):
+        raise InvalidArgument("causal", expected="True or False", got=repr(call.causal))
+    scale = call.scale
     if scale is not None and (
         not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale)
     ):
         raise InvalidArgument("scale", expected="a finite number or None", got=repr(scale))
+    _check_request("backend", call.backend)
+    _check_request("communicator", call.communicator)
+    _check_tokens(call.tokens, call.layout)
 
 
-def check_request(name: str, value: object) -> None:
-    """The name of a backend or communicator, or several in order of preference."""
-    names = value if isinstance(value, tuple | list) else (value,)
+def _check_request(name: str, value: object) -> None:
+    names = value if isinstance(value, tuple) else (value,)
     if value is not None and (not names or not all(isinstance(item, str) for item in names)):
         raise InvalidArgument(name, expected="a name, a list of names or None", got=repr(value))
 
 
-def check_tokens(tokens: object, layout: Layout | None) -> None:
-    """What the tokens are, and that the layout speaks of the same ones."""
+def _check_tokens(tokens: object, layout: object) -> None:
     if tokens is not None and not isinstance(tokens, Sequence | Grid | Coordinates):
         raise InvalidArgument(
             "tokens", expected="Grid(...), Coordinates(...) or None", got=repr(tokens)
@@ -127,11 +155,10 @@ def check_tokens(tokens: object, layout: Layout | None) -> None:
         )
 
 
-def check_group(layout: Layout | None, world_size: int, rank: int) -> None:
-    """A layout of several shards needs a group of that many ranks."""
-    if layout is None or layout.world_size == world_size:
+def _check_world(layout: Layout, ranks: Ranks) -> None:
+    if layout.world_size == ranks.world_size:
         return
-    if world_size == 1 and rank == 0:
+    if ranks.world_size == 1:
         raise InvalidArgument(
             "group",
             expected=f"a process group of {layout.world_size} ranks, as layout.world_size says",
@@ -140,30 +167,14 @@ def check_group(layout: Layout | None, world_size: int, rank: int) -> None:
         )
     raise InvalidArgument(
         "layout",
-        expected=f"world_size={world_size}, as the group has ranks",
+        expected=f"world_size={ranks.world_size}, as the group has ranks",
         got=f"world_size={layout.world_size}",
     )
 
 
-def check_operands(rows: int, tokens: Tokens | None, layout: Layout | None, rank: int) -> None:
-    """That q, k and v hold as many rows as layout and tokens say."""
-    if layout is not None:
-        if tokens is not None and tokens.N != layout.N:
-            raise InvalidArgument(
-                "tokens", expected=f"{layout.N} tokens, as the layout has", got=repr(tokens)
-            )
-        held = layout.sizes[rank]
-        if rows != held:
-            raise InvalidArgument(
-                "q",
-                expected=f"{held} tokens, as rank {rank} holds in {layout!r}",
-                got=f"{rows} tokens",
-                remedy="Shard with layout.shard(x)",
-            )
-    elif tokens is not None and rows != tokens.N:
-        raise InvalidArgument(
-            "tokens", expected=f"as many tokens as q has ({rows})", got=repr(tokens)
-        )
+def _check_count(name: str, value: Tokens | Layout | None, N: int) -> None:
+    if value is not None and value.N != N:
+        raise InvalidArgument(name, expected=f"{N} tokens in all", got=repr(value))
 
 
 _LATER: dict[str, Any] = {

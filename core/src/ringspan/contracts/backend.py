@@ -1,4 +1,4 @@
-"""The contract of an attention backend: capabilities as data, and two functions on plain tensors."""
+"""The contract of an attention backend: capabilities as data, two functions on plain tensors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class HeadDims:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend can compute, as data; `Capabilities.reasons_against` compares it with a problem."""
+    """What a backend can compute, as data."""
 
     devices: frozenset[str]
     """Device types, as in `torch.device.type`."""
@@ -104,7 +104,7 @@ def _names(values: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One class of work, as selection sees it: hashable, without lengths, so decisions are cached."""
+    """One class of work, as selection sees it: without lengths, so that decisions are cached."""
 
     device: str
     dtype: str
@@ -119,6 +119,7 @@ class Problem:
 
     @property
     def head_dims(self) -> dict[str, int]:
+        """Both head dimensions by name."""
         return {"head_dim": self.head_dim, "value_head_dim": self.value_head_dim}
 
 

@@ -66,7 +66,7 @@ class Tiles:
     key_heads: tuple[int, ...]
     mask: MaskCase
     high: Indexed | None = None
-    """For `MaskCase.INTERVAL`: query `l` of head `k` in tile `t` sees keys below `high[t, k, l]`."""
+    """For `INTERVAL`: query `l` of head `k` in tile `t` sees the keys below `high[t, k, l]`."""
     forward_first: bool = False
     """No earlier work of the forward pass writes any of these query rows."""
     backward_first: bool = False

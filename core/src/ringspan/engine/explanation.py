@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -170,9 +170,11 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain_call(call: Call, inputs: Inputs, world_size: int) -> Explanation:
+def explain_call(call: Call, inputs: Inputs) -> Explanation:
     """Plans every rank's part and asks for the decisions, computing nothing."""
+    call = replace(call, needs_backward=inputs.needs_backward)
     layout = call.layout_for(inputs.N)
+    world_size = layout.world_size
     kv_heads = inputs.kv_heads or inputs.heads
     plans = [
         cached_plan(call.pattern, call.causal, kv_heads, layout, rank) for rank in range(world_size)

@@ -22,6 +22,7 @@ from ringspan.engine.choice import Choice, Operands, choose, recall, remember
 from ringspan.engine.merge import accumulation_dtype
 from ringspan.engine.plans import cached_plan
 from ringspan.engine.ring import KeyValue
+from ringspan.plan.groups import group_named
 from ringspan.plan.layout import Layout
 
 if TYPE_CHECKING:
@@ -128,9 +129,7 @@ def _prepare(query: Tensor, key: Tensor, value: Tensor, text: str, N: int) -> _R
 def _group(call: Call) -> Any:
     if call.group is None:
         return None
-    from torch.distributed.distributed_c10d import _resolve_process_group
-
-    group = _resolve_process_group(call.group)
+    group = group_named(call.group)
     return group if group.size() > 1 else None
 
 

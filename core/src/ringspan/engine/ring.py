@@ -39,7 +39,8 @@ def _buffer(batch: int, rows: int, like: KeyValue, dtype: torch.dtype) -> tuple[
     """One message for keys and values, and its two parts as `[B, rows, 1, D]`."""
     head_dim, value_head_dim = like.key.shape[-1], like.value.shape[-1]
     flat = like.key.new_empty(batch * rows * (head_dim + value_head_dim), dtype=dtype)
-    key, value = flat.split([batch * rows * head_dim, batch * rows * value_head_dim])
+    border = batch * rows * head_dim
+    key, value = flat[:border], flat[border:]
     return flat, KeyValue(
         key.view(batch, rows, 1, head_dim), value.view(batch, rows, 1, value_head_dim)
     )

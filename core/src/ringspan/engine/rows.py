@@ -30,7 +30,7 @@ class Selection:
         """The rows: a view of `x` where they are affine, else a copy."""
         if isinstance(self.rows, Affine):
             return self._strided(x_BNHD, self.rows)
-        return x_BNHD[:, self._rows_TLK1(x_BNHD, self.rows), self._heads_KG(x_BNHD)]
+        return x_BNHD[:, self._row_numbers(x_BNHD, self.rows), self._head_numbers(x_BNHD)]
 
     def tile_batch(self, x_BNHD: Tensor) -> Tensor:
         """The rows as a backend takes them, `[B * T, L, K * G, D]`; copied only where strides
@@ -49,7 +49,7 @@ class Selection:
         if isinstance(self.rows, Affine):
             self._strided(x_BNHD, self.rows).copy_(piece)
         else:
-            at = (slice(None), self._rows_TLK1(x_BNHD, self.rows), self._heads_KG(x_BNHD))
+            at = (slice(None), self._row_numbers(x_BNHD, self.rows), self._head_numbers(x_BNHD))
             x_BNHD[at] = piece.to(x_BNHD.dtype)
 
     def add(self, x_BNHD: Tensor, piece: Tensor) -> None:
@@ -79,11 +79,12 @@ class Selection:
             x.storage_offset() + rows.start * row + self.heads[0] * self.group * head,
         )
 
-    def _rows_TLK1(self, x: Tensor, rows: Indexed) -> Tensor:
-        """Row numbers, to index the second dimension with."""
+    def _row_numbers(self, x: Tensor, rows: Indexed) -> Tensor:
+        """`[T, L, K, 1]`"""
         return rows.on(x.device).transpose(1, 2).unsqueeze(-1)
 
-    def _heads_KG(self, x: Tensor) -> Tensor:
+    def _head_numbers(self, x: Tensor) -> Tensor:
+        """`[K, G]`"""
         first = torch.tensor(self.heads, device=x.device).unsqueeze(-1) * self.group
         return first + torch.arange(self.group, device=x.device)
 

@@ -47,7 +47,8 @@ class _Spans:
         """The indices of all runs, one after the other."""
         ends = np.cumsum(self.length)
         shift = np.repeat(self.start - (ends - self.length), self.length)
-        return np.arange(ends[-1] if len(ends) else 0) + shift
+        flat: Ints = np.arange(len(shift)) + shift
+        return flat
 
 
 class Cut:

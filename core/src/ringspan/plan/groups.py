@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ringspan.contracts.errors import InvalidArgument
@@ -9,7 +10,7 @@ from ringspan.contracts.errors import InvalidArgument
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-__all__ = ["process_group"]
+__all__ = ["Ranks", "group_named", "process_group"]
 
 
 def process_group(group: Any) -> dist.ProcessGroup:
@@ -40,3 +41,28 @@ def process_group(group: Any) -> dist.ProcessGroup:
     raise InvalidArgument(
         "group", expected="a ProcessGroup or a one-dimensional DeviceMesh", got=repr(group)
     )
+
+
+def group_named(name: str) -> dist.ProcessGroup:
+    """The ProcessGroup of that `group_name`: an operator's arguments can carry only its name."""
+    from torch.distributed import distributed_c10d
+
+    group: dist.ProcessGroup = distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
+    return group
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process's place in a group, with the group by name."""
+
+    group: str | None = None
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def of(cls, group: Any) -> Ranks:
+        """Of a ProcessGroup or DeviceMesh; None: this process alone."""
+        if group is None:
+            return cls()
+        process = process_group(group)
+        return cls(process.group_name, process.rank(), process.size())

@@ -118,7 +118,7 @@ class Layout:
         """
         rank = self.own_rank(group)
         self._check_tokens("x", x, self.sizes[rank], dim)
-        gathered: Tensor = _Gather.apply(x, self, group, rank, dim)
+        gathered: Tensor = _Gather.apply(x, self, group, rank, dim)  # type: ignore[no-untyped-call]
         return gathered
 
     def own_rank(self, group: Any = None) -> int:
