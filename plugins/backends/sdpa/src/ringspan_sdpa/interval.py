@@ -1,0 +1,107 @@
+"""Interval masks on the CPU kernel: its calls, piece by piece, merged by their log-sum-exp."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ringspan_sdpa.arguments import lse_dtype
+from ringspan_sdpa.kernel import cpu_backward, cpu_forward
+from ringspan_sdpa.pieces import Block, blocks
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from ringspan.contracts import Mask
+    from torch import Tensor
+
+__all__ = ["attend_interval", "attend_interval_backward"]
+
+
+def attend_interval(
+    query: Float[Tensor, "B H Lq D"],
+    key: Float[Tensor, "B Hkv Lk D"],
+    value: Float[Tensor, "B Hkv Lk D"],
+    mask: Mask,
+    scale: float,
+) -> tuple[Float[Tensor, "B H Lq D"], Float[Tensor, "B H Lq"]]:
+    """Output and log-sum-exp; a row that sees no key has output 0 and log-sum-exp -inf."""
+    batch, heads, length, width = query.shape
+    sums = lse_dtype(query.dtype)
+    out = query.new_empty(batch, length, heads, width).transpose(1, 2)
+    lse = query.new_empty(batch, heads, length, dtype=sums)
+    for block in blocks(mask, batch, length, key.shape[2], sums):
+        here = (block.tiles, slice(None), block.rows)
+        out[here], lse[here] = _attend_block(block, query[here], key, value, scale)
+    return out, lse
+
+
+def _attend_block(
+    block: Block,
+    query: Float[Tensor, "b H rows D"],
+    key: Float[Tensor, "B Hkv Lk D"],
+    value: Float[Tensor, "B Hkv Lk D"],
+    scale: float,
+) -> tuple[Float[Tensor, "b H rows D"], Float[Tensor, "b H rows"]]:
+    out = torch.zeros_like(query)
+    lse = query.new_full(query.shape[:3], -torch.inf, dtype=lse_dtype(query.dtype))
+    for index, piece in enumerate(block.pieces):
+        there = (block.tiles, slice(None), piece.keys)
+        part = cpu_forward(query, key[there], value[there], bias=piece.bias, scale=scale)
+        out, lse = part if index == 0 else _merged(out, lse, *part)
+    # The kernel averages the hidden keys of a row that sees none.
+    out.masked_fill_(block.empty[..., None], 0.0)
+    lse.masked_fill_(block.empty, -torch.inf)
+    return out, lse
+
+
+def _merged(
+    out: Float[Tensor, "b H rows D"],
+    lse: Float[Tensor, "b H rows"],
+    part_out: Float[Tensor, "b H rows D"],
+    part_lse: Float[Tensor, "b H rows"],
+) -> tuple[Float[Tensor, "b H rows D"], Float[Tensor, "b H rows"]]:
+    """Two softmaxes over disjoint keys as one, in `lse`'s dtype. Both `lse` are finite."""
+    total = torch.logaddexp(lse, part_lse)
+    share, part_share = ((x - total).exp_()[..., None] for x in (lse, part_lse))
+    return out * share + part_out * part_share, total
+
+
+def attend_interval_backward(
+    grad_out: Float[Tensor, "B H Lq D"],
+    query: Float[Tensor, "B H Lq D"],
+    key: Float[Tensor, "B Hkv Lk D"],
+    value: Float[Tensor, "B Hkv Lk D"],
+    out: Float[Tensor, "B H Lq D"],
+    lse: Float[Tensor, "B H Lq"],
+    mask: Mask,
+    scale: float,
+) -> tuple[Float[Tensor, "B H Lq D"], Float[Tensor, "B Hkv Lk D"], Float[Tensor, "B Hkv Lk D"]]:
+    """Gradients for the given, possibly global, `out` and `lse`, summed in `lse`'s dtype."""
+    batch, _, length, _ = query.shape
+    sums = lse_dtype(query.dtype)
+    dq, dk, dv = (_zeros_rows_first(x, sums) for x in (query, key, value))
+    for block in blocks(mask, batch, length, key.shape[2], sums):
+        here = (block.tiles, slice(None), block.rows)
+        for piece in block.pieces:
+            there = (block.tiles, slice(None), piece.keys)
+            part_q, part_k, part_v = cpu_backward(
+                grad_out[here],
+                query[here],
+                key[there],
+                value[there],
+                out[here],
+                lse[here],
+                bias=piece.bias,
+                scale=scale,
+            )
+            dq[here] += part_q
+            dk[there] += part_k
+            dv[there] += part_v
+    return dq, dk, dv
+
+
+def _zeros_rows_first(x: Float[Tensor, "B H L D"], dtype: torch.dtype) -> Float[Tensor, "B H L D"]:
+    """Zeros shaped as `x`, contiguous once transposed back to `[B, L, H, D]`."""
+    batch, heads, length, width = x.shape
+    return x.new_zeros(batch, length, heads, width, dtype=dtype).transpose(1, 2)
