@@ -2,3 +2,53 @@
 
 Knows nothing of attention: kinds of hooks, problems and settings are handed in.
 """
+
+from ringspan_registry.config import Configuration, Setting
+from ringspan_registry.decision import Candidate, CandidateState, Decision
+from ringspan_registry.devices import DeviceInfo, detect, detect_all
+from ringspan_registry.discovery import PluginRecord, PluginState
+from ringspan_registry.errors import (
+    BrokenContract,
+    ConfigurationError,
+    DuplicateProvider,
+    InvalidArgument,
+    NoEligibleProvider,
+    NotYetSupported,
+    PluginError,
+    RanksDisagree,
+    RingError,
+    RingspanError,
+    UnknownProvider,
+)
+from ringspan_registry.evaluation import Faulty
+from ringspan_registry.provider import API_VERSION, Availability, Provider
+from ringspan_registry.registry import Registry
+
+__all__ = [
+    "API_VERSION",
+    "Availability",
+    "BrokenContract",
+    "Candidate",
+    "CandidateState",
+    "Configuration",
+    "ConfigurationError",
+    "Decision",
+    "DeviceInfo",
+    "DuplicateProvider",
+    "Faulty",
+    "InvalidArgument",
+    "NoEligibleProvider",
+    "NotYetSupported",
+    "PluginError",
+    "PluginRecord",
+    "PluginState",
+    "Provider",
+    "RanksDisagree",
+    "Registry",
+    "RingError",
+    "RingspanError",
+    "Setting",
+    "UnknownProvider",
+    "detect",
+    "detect_all",
+]

@@ -8,13 +8,15 @@
     │   ├── UnknownProvider           no plugin offers that name
     │   ├── DuplicateProvider         two distributions offer the same name
     │   └── BrokenContract            a provider returned what its contract forbids
-    ├── NoEligibleProvider            no provider can serve the problem; carries the decision with every reason
+    ├── NoEligibleProvider            no provider can serve; `.decision` has every reason
     └── RingError                     ranks cannot work together
         └── RanksDisagree             ranks called with different problems
 
 Every message says four things in the same order: the argument (or setting), what was
 expected, what came, and the remedy.
 """
+
+# ruff: noqa: N818 - named for what went wrong, as the tree reads
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ class RingspanError(Exception):
         return f"{text}. {self.remedy}" if self.remedy else text
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.argument, self.expected, self.got, self.remedy))
+        parts = (type(self), self.argument, self.expected, self.got, self.remedy)
+        return (_rebuild, parts, self.__dict__)
 
 
 def _rebuild(

@@ -40,7 +40,10 @@ class Availability:
 
 
 class Provider(ABC):
-    """A named implementation of one hook kind. Construction must be cheap; work belongs in `probe`."""
+    """A named implementation of one hook kind.
+
+    Construction must be cheap; work belongs in `probe`.
+    """
 
     name: ClassVar[str]
     """What users write in configuration."""
@@ -49,8 +52,9 @@ class Provider(ABC):
 
     @abstractmethod
     def probe(self, device: DeviceInfo) -> Availability:
-        """Says whether this provider really runs on `device`: importable, right version, a tiny call works.
+        """Says whether this provider really runs on `device`.
 
+        That is: importable, of the right version, and a tiny call works.
         An exception escaping from a probe marks the provider *faulty*; a provider that
         merely cannot serve returns `Availability.no(reason)`.
         """
@@ -60,5 +64,8 @@ class Provider(ABC):
         return 0
 
     def reasons_against(self, problem: Any) -> Iterable[str]:
-        """Every reason why this provider cannot serve `problem`, each with the actual and the supported value."""
+        """Every reason why this provider cannot serve `problem`.
+
+        Each with the actual and the supported value.
+        """
         return ()
