@@ -36,8 +36,14 @@ def serve(pipe: Connection, rank: int, world_size: int, store: str) -> None:
             pipe.send(None)
 
 
+def everyone() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
 def world() -> Exchange:
-    return Isend().open(dist.group.WORLD, CPU)
+    return Isend().open(everyone(), CPU)
 
 
 def rows(
@@ -101,7 +107,7 @@ def tags_match_whatever_the_posting_order() -> None:
 
 def grouped_messages_match_by_tag_too() -> None:
     # gloo stands in for NCCL: with one tag for all, it matches messages in posting order.
-    swap_posting_order(IsendExchange(dist.group.WORLD, CPU, Route.GROUPED))
+    swap_posting_order(IsendExchange(everyone(), CPU, Route.GROUPED))
 
 
 def swap_posting_order(exchange: Exchange) -> None:
@@ -121,7 +127,7 @@ def swap_posting_order(exchange: Exchange) -> None:
 
 def staged_messages_arrive_where_they_were_wanted() -> None:
     # Host tensors stand in for a device's: the way through host memory is the same.
-    exchange = IsendExchange(dist.group.WORLD, CPU, Route.STAGED)
+    exchange = IsendExchange(everyone(), CPU, Route.STAGED)
     ring_step(exchange, 7, 2)
     ring_step(exchange, 7, 2, dtype=torch.bfloat16)
 
@@ -203,7 +209,7 @@ def a_tag_in_flight_is_not_used_again() -> None:
 
 
 def too_many_grouped_messages_are_refused() -> None:
-    exchange = IsendExchange(dist.group.WORLD, CPU, Route.GROUPED)
+    exchange = IsendExchange(everyone(), CPU, Route.GROUPED)
     above = (exchange.rank + 1) % exchange.world_size
     with pytest.raises(InvalidArgument, match="at most 256 messages"):
         exchange.post([Message(above, torch.ones(1), tag) for tag in range(257)], [])
@@ -233,4 +239,5 @@ def a_dead_peer_is_an_error() -> None:
 
 
 if __name__ == "rank":
-    serve(*job)  # noqa: F821 - given by the parent, which starts this file by its path
+    # The parent starts this file by its path and gives it `job`.
+    serve(*globals()["job"])
