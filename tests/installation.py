@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.isolation.workspace import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Installation", "make"]
 

@@ -32,7 +32,8 @@ def summarize(folder: Path, tox_status: int) -> tuple[str, int]:
             outcome = _outcome(case)
             counts[outcome] += 1
             if outcome in ("failed", "error"):
-                broken.append(f"{outcome.upper()} {report.stem}: {case.get('name')}")
+                place = f"{case.get('classname')}::{case.get('name')}"
+                broken.append(f"{outcome.upper()} {report.stem}: {place}")
     if tox_status and not broken:
         counts["error"] += 1
     order = ("failed", "passed", "skipped", "error")

@@ -40,7 +40,7 @@ ELSEWHERE = {
     "make gpu": "needs a GPU",
 }
 # The demo's own tests train to the target; here it must only start, finish and report.
-QUICK = {"DEMO_ARGS": "--steps 2"}
+QUICK = ["DEMO_ARGS=--steps 2"]
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,8 @@ def run(block: Block, installed: Installation, folder: Path, script: str) -> Non
         if not name:
             installed.run("python", script, cwd=folder)
     elif block.language == "sh" and not any(command in block.code for command in ELSEWHERE):
-        settings = [f"{name}={value}" for name, value in QUICK.items()]
-        make = [f"VENV={installed.venv}"]
-        installed.run(
-            "env", *settings, *make, "bash", "-euo", "pipefail", "-c", block.code, cwd=folder
-        )
+        shell = ["bash", "-euo", "pipefail", "-c", block.code]
+        installed.run("env", f"VENV={installed.venv}", *QUICK, *shell, cwd=folder)
 
 
 def test_the_readme_opens_with_install_an_example_and_the_demo() -> None:

@@ -11,10 +11,10 @@ from tests.summary import summarize
 if TYPE_CHECKING:
     from pathlib import Path
 
-PASSED = '<testcase name="works" />'
-SKIPPED = '<testcase name="rests"><skipped message="no GPU" /></testcase>'
-FAILED = '<testcase name="breaks"><failure message="no">E</failure></testcase>'
-ERROR = '<testcase name="stumbles"><error message="no">E</error></testcase>'
+PASSED = '<testcase classname="tests.a" name="works" />'
+SKIPPED = '<testcase classname="tests.a" name="rests"><skipped message="no GPU" /></testcase>'
+FAILED = '<testcase classname="tests.a" name="breaks"><failure message="no">E</failure></testcase>'
+ERROR = '<testcase classname="tests.a" name="stumbles"><error message="no">E</error></testcase>'
 
 
 def report(folder: Path, name: str, *cases: str) -> None:
@@ -34,8 +34,8 @@ def test_what_broke_is_named_with_its_environment(tmp_path: Path) -> None:
     report(tmp_path, "manual", ERROR)
     text, status = summarize(tmp_path, 1)
     assert text.splitlines() == [
-        "FAILED core: breaks",
-        "ERROR manual: stumbles",
+        "FAILED core: tests.a::breaks",
+        "ERROR manual: tests.a::stumbles",
         "1 failed, 1 passed, 1 error in 3.00s",
     ]
     assert status == 1

@@ -38,14 +38,13 @@ def nothing_came_from_elsewhere(request: pytest.FixtureRequest) -> Iterator[None
     yield
     target, _ = _isolation(request.config)
     packages = {found.package for found in distributions()}
-    strangers = [
-        f"{name} from {module.__file__}"
+    files = {
+        name: Path(module.__file__)
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in packages
-        and getattr(module, "__file__", None)
-        and target not in Path(module.__file__).parents
-    ]
-    assert not strangers, f"imported from outside {target}: {', '.join(strangers)}"
+        if name.partition(".")[0] in packages and module.__file__ is not None
+    }
+    strangers = {name: file for name, file in files.items() if target not in file.parents}
+    assert not strangers, f"imported from outside {target}: {strangers}"
 
 
 def trespassers(target: Path, members: list[Distribution]) -> list[str]:

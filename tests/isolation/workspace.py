@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 __all__ = ["ROOT", "Distribution", "distribution", "distributions"]
 
@@ -27,7 +28,7 @@ class Distribution:
     name: str
     folder: Path
     package: str | None
-    project: dict[str, object]
+    project: dict[str, Any]
 
     @property
     def is_plugin(self) -> bool:
