@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "check_out",
     "curve_picture",
     "ordering_picture",
     "pairs_per_pixel",
@@ -160,15 +161,17 @@ def png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def check_suffix(path: Path) -> None:
-    """Raises `InvalidArgument` unless `path` ends in `.png` or `.svg`."""
+def check_out(path: Path) -> None:
+    """Raises `InvalidArgument` unless a PNG or SVG file can be put at `path`."""
     if path.suffix.lower() not in SUFFIXES:
-        raise InvalidArgument("--out", expected="a file name ending in .png or .svg", got=str(path))
+        raise InvalidArgument("out", expected="a file name ending in .png or .svg", got=str(path))
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise InvalidArgument("out", expected="a file in an existing folder", got=str(path))
 
 
 def save(figure: Figure, path: Path) -> None:
     """Writes the picture as PNG or SVG, by the suffix of `path`; no half-written file stays."""
-    check_suffix(path)
+    check_out(path)
     stream = io.BytesIO()
     figure.savefig(stream, format=path.suffix.lower()[1:], dpi=150)
     path.write_bytes(stream.getvalue())

@@ -1,0 +1,69 @@
+"""The commands together, and what they share: `--version`, `--debug`, one line per error."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from ringspan.cli import demo, doctor, explain, plot
+from ringspan.contracts.errors import RingspanError
+
+__all__ = ["app"]
+
+
+class _OneLinePerError(TyperGroup):
+    """Shows a `RingspanError` as one red line and exits with 2; `--debug` shows the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RingspanError as error:
+            if ctx.params.get("debug"):
+                raise
+            Console(stderr=True, soft_wrap=True).print(Text(f"error: {error}", style="red"))
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    name="ringspan",
+    help="Exact long-context attention for PyTorch: what is here, what would run, and a demo.",
+    cls=_OneLinePerError,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if not asked:
+        return
+    import ringspan
+    from ringspan.catalogue import catalogue
+
+    typer.echo(f"ringspan {ringspan.__version__} (Python {sys.version.split()[0]})")
+    for plugin in catalogue().plugins():
+        offers = ", ".join(f"{kind} {name}" for kind, name in plugin.providers)
+        typer.echo(f"  {plugin.name} {plugin.version}: {offers or plugin.state}")
+    raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, help="Versions of Ringspan and its plugins."),
+    ] = False,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    pass
+
+
+app.command("doctor")(doctor.doctor)
+app.command("explain")(explain.explain)
+app.add_typer(plot.app, name="plot")
+app.command("demo")(demo.demo)

@@ -1,0 +1,130 @@
+"""`ringspan doctor`: the machine, and every plugin with its state, reason and remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ringspan.cli.problem import print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from ringspan_registry import DeviceInfo, PluginRecord
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """This machine, every plugin found, and whether it is usable: the reason, and the remedy."""
+    findings = _findings()
+    if as_json:
+        print_json(findings)
+    else:
+        _show(findings)
+
+
+def _findings() -> dict[str, Any]:
+    import torch
+    from ringspan_registry import detect_all
+
+    import ringspan
+    from ringspan.catalogue import catalogue, configuration
+
+    devices = detect_all()
+    settings = configuration()
+    return {
+        "ringspan": ringspan.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "devices": [_device(device) for device in devices],
+        "settings": {key: dataclasses.asdict(settings.get(key)) for key in settings.keys},
+        "plugins": [_plugin(record, devices) for record in catalogue().plugins()],
+    }
+
+
+def _device(device: DeviceInfo) -> dict[str, Any]:
+    return dataclasses.asdict(device) | {"architecture": device.architecture}
+
+
+def _plugin(record: PluginRecord, devices: Sequence[DeviceInfo]) -> dict[str, Any]:
+    facts = dataclasses.asdict(record)
+    facts["providers"] = [
+        {"kind": kind, "name": name, "devices": list(_probes(kind, name, devices))}
+        for kind, name in record.providers
+    ]
+    return facts
+
+
+def _probes(kind: str, name: str, devices: Sequence[DeviceInfo]) -> Iterator[dict[str, Any]]:
+    from ringspan.catalogue import catalogue
+
+    for device in devices:
+        availability = catalogue().probe(kind, name, device)
+        yield {"device": _device_name(device)} | dataclasses.asdict(availability)
+
+
+def _device_name(device: DeviceInfo) -> str:
+    return device.type if device.index is None else f"{device.type}:{device.index}"
+
+
+def _show(findings: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    for name in ("ringspan", "python", "torch", "platform"):
+        console.print(f"{name} {findings[name]}", markup=False)
+    for device in findings["devices"]:
+        console.print(f"device {_device_line(device)}", markup=False)
+    for key, setting in findings["settings"].items():
+        console.print(f"{key} = {setting['value']!r} ({setting['source']})", markup=False)
+    console.print(_table(findings["plugins"]))
+
+
+def _device_line(device: dict[str, Any]) -> str:
+    name = device["type"] if device["index"] is None else f"{device['type']}:{device['index']}"
+    facts = [name, device["name"]]
+    if device["compute_capability"]:
+        major, minor = device["compute_capability"]
+        facts.append(f"{device['architecture']} (compute capability {major}.{minor})")
+    if device["memory_total"]:
+        free, total = (
+            "?" if device[key] is None else f"{device[key] / 2**30:.1f}"
+            for key in ("memory_free", "memory_total")
+        )
+        facts.append(f"{free} of {total} GiB free")
+    if device["driver"]:
+        facts.append(f"driver {device['driver']}")
+    if device["nvlink"]:
+        facts.append("NVLink")
+    if device["mig"]:
+        facts.append("MIG")
+    return ", ".join(fact for fact in facts if fact)
+
+
+def _table(plugins: Iterable[dict[str, Any]]) -> Table:
+    table = Table("plugin", "distribution", "offers", "state", "reason and remedy")
+    for plugin in plugins:
+        distribution = f"{plugin['distribution']} {plugin['version']}"
+        if plugin["state"] != "loaded" or plugin["reason"]:
+            table.add_row(plugin["name"], distribution, "", *_verdict(plugin["state"], plugin))
+        for provider in plugin["providers"]:
+            for found in provider["devices"]:
+                offer = f"{provider['kind']} {provider['name']} on {found['device']}"
+                state = "usable" if found["usable"] else "not usable"
+                if "traceback" in found:
+                    state = "faulty"
+                table.add_row(plugin["name"], distribution, offer, *_verdict(state, found))
+    return table
+
+
+def _verdict(state: str, facts: dict[str, Any]) -> tuple[str, str]:
+    style = {"usable": "green", "faulty": "red"}.get(state, "yellow")
+    remark = ". ".join(part.rstrip(".") for part in (facts["reason"], facts["remedy"]) if part)
+    return f"[{style}]{state}[/{style}]", remark.replace("[", r"\[")

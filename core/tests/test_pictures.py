@@ -1,0 +1,64 @@
+"""Pictures of patterns count exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ringspan import Dilated, pictures
+from ringspan.contracts.tokens import Sequence
+from ringspan.errors import InvalidArgument
+
+
+def literal_mask(pattern: Dilated, N: int, head: int, causal: bool) -> np.ndarray:
+    i, j = np.indices((N, N))
+    mask = np.zeros((N, N), dtype=np.int64)
+    for w, r in zip(pattern.segment_lengths, pattern.dilation_rates, strict=True):
+        mask += (i // w == j // w) & (i % w % r == head % r) & (j % w % r == head % r)
+    return np.tril(mask) if causal else mask
+
+
+@given(
+    N=st.integers(1, 60),
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    head=st.integers(0, 2),
+    causal=st.booleans(),
+    data=st.data(),
+)
+def test_every_pixel_counts_the_pairs_that_fall_in_it(
+    N: int, lengths: list[int], head: int, causal: bool, data: st.DataObject
+) -> None:
+    rates = tuple(data.draw(st.integers(1, length)) for length in lengths)
+    pixels = data.draw(st.integers(1, N))
+    pattern = Dilated(tuple(lengths), rates)
+    mask = literal_mask(pattern, N, head, causal)
+    pixel = np.arange(N) * pixels // N
+    expected = np.zeros((pixels, pixels), dtype=np.int64)
+    np.add.at(expected, (pixel[:, None], pixel[None]), mask)
+    counts = pictures.pairs_per_pixel(
+        pattern, Sequence(N), kv_heads=3, head=head, causal=causal, pixels=pixels
+    )
+    assert np.array_equal(counts, expected)
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
+def test_the_suffix_decides_the_format(tmp_path: Path, suffix: str, start: bytes) -> None:
+    pytest.importorskip("matplotlib")
+    figure = pictures.pattern_picture(Dilated((8, 32), (1, 4)), Sequence(64), causal=True)
+    path = tmp_path / f"picture{suffix}"
+    pictures.save(figure, path)
+    assert path.read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["picture.gif", "picture", "no/such/folder.png"])
+def test_a_file_that_cannot_hold_a_picture_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^out: expected"):
+        pictures.check_out(tmp_path / name)
+
+
+def test_an_ordering_needs_coordinates() -> None:
+    with pytest.raises(InvalidArgument, match="coordinates"):
+        pictures.ordering_picture("hilbert", Sequence(4))
