@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "aligned",
     "check_mask",
     "check_tensors",
     "lse_dtype",
@@ -56,6 +57,19 @@ def check_mask(mask: Mask, query_length: int, key_length: int) -> None:
 def with_last_stride_one(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """`x`, copied only where its last stride is not 1: the kernels would read past its end."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def aligned(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`x`, copied only where a row does not begin at a multiple of 16 bytes.
+
+    CUDA kernels load 16 bytes at a time, and some stop with a misaligned address otherwise.
+    """
+    x = with_last_stride_one(x)
+    rows = zip(x.shape[:-1], x.stride()[:-1], strict=True)
+    starts = [stride for size, stride in rows if size > 1] + [x.storage_offset()]
+    if all(start * x.element_size() % 16 == 0 for start in starts):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def with_width(x: Float[Tensor, "*rows D"], width: int) -> Float[Tensor, "*rows width"]:

@@ -1,0 +1,182 @@
+"""What PyTorch's three CUDA kernels have in common: layout, widths, batches, probing.
+
+A kernel adds its two operators (`kernel_forward`, `kernel_backward`), its limits and its
+place in the default order. Tensors are `[B, L, H, D]` throughout.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from ringspan.contracts import (
+    AttentionBackend,
+    Availability,
+    DeviceInfo,
+    Grads,
+    Mask,
+    MaskCase,
+    TileOutput,
+)
+
+from ringspan_sdpa import arguments
+from ringspan_sdpa.trial import trial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+__all__ = ["LARGEST_BATCH", "WIDTH_MULTIPLE", "CudaKernel"]
+
+LARGEST_BATCH = 65535
+"""Batches lie along a CUDA grid's y or z axis, which ends here."""
+WIDTH_MULTIPLE = 8
+"""Head dimensions that are no multiple of this are filled up with zero columns."""
+
+
+class CudaKernel(AttentionBackend):
+    """A kernel for full and square causal masks on NVIDIA GPUs."""
+
+    trial_dtype: ClassVar[torch.dtype] = torch.float16
+
+    @abstractmethod
+    def kernel_forward(
+        self,
+        query: Float[Tensor, "B Lq H D"],
+        key: Float[Tensor, "B Lk Hkv D"],
+        value: Float[Tensor, "B Lk Hkv D"],
+        *,
+        causal: bool,
+        scale: float,
+    ) -> TileOutput:
+        """The kernel's forward, its log-sum-exp in the contract's form."""
+
+    @abstractmethod
+    def kernel_backward(
+        self,
+        grad_out: Float[Tensor, "B Lq H D"],
+        query: Float[Tensor, "B Lq H D"],
+        key: Float[Tensor, "B Lk Hkv D"],
+        value: Float[Tensor, "B Lk Hkv D"],
+        out: Float[Tensor, "B Lq H D"],
+        lse: Float[Tensor, "B H Lq"],
+        *,
+        causal: bool,
+        scale: float,
+    ) -> Grads:
+        """The kernel's backward; `lse` arrives contiguous."""
+
+    @abstractmethod
+    def missing(self) -> str:
+        """What this build of PyTorch lacks for the kernel; empty where it lacks nothing."""
+
+    def probe(self, device: DeviceInfo) -> Availability:
+        """Usable where a tiny forward and backward on the GPU agree with the formula."""
+        if device.type != "cuda":
+            return Availability.no(f"device {device.type} (supported: cuda)")
+        if not torch.cuda.is_available():
+            return Availability.no(
+                f"torch {torch.__version__} sees no CUDA device",
+                remedy="install a CUDA build of torch, on a machine with an NVIDIA GPU",
+            )
+        if torch.version.hip is not None:
+            return Availability.no(f"torch {torch.__version__} is built for ROCm, not CUDA")
+        if lack := self.missing():
+            return Availability.no(lack, remedy="install a build of torch that has it")
+        index = device.index or 0
+        supported = self.capabilities.compute_capabilities
+        found = torch.cuda.get_device_capability(index)
+        if supported and not supported[0] <= found <= supported[1]:
+            (low, high) = (f"{major}.{minor}" for major, minor in supported)
+            return Availability.no(
+                f"compute capability {found[0]}.{found[1]} (supported: {low}..{high})"
+            )
+        return trial(self, torch.device("cuda", index), self.trial_dtype)
+
+    def forward(
+        self,
+        query: Float[Tensor, "B Lq H D"],
+        key: Float[Tensor, "B Lk Hkv D"],
+        value: Float[Tensor, "B Lk Hkv Dv"],
+        *,
+        mask: Mask,
+        scale: float,
+    ) -> TileOutput:
+        """Attention of each tile on its own, with its log-sum-exp.
+
+        Raises:
+            InvalidArgument: tensors not on one GPU, of several dtypes, or a causal mask with
+                other than as many queries as keys.
+        """
+        arguments.check_tensors("cuda", query=query, key=key, value=value)
+        arguments.check_mask(mask, query.shape[1], key.shape[1])
+        if not query.numel() or not key.numel():
+            return arguments.nothing_seen(query, value)
+        width = _kernel_width(query, value)
+        tensors = [arguments.aligned(arguments.with_width(x, width)) for x in (query, key, value)]
+        with torch.no_grad():
+            parts = [
+                self.kernel_forward(*part, causal=mask.case is MaskCase.CAUSAL, scale=scale)
+                for part in _batches(tensors)
+            ]
+        out, lse = (_joined(part) for part in zip(*parts, strict=True))
+        return TileOutput(out[..., : value.shape[-1]], lse)
+
+    def backward(
+        self,
+        grad_out: Float[Tensor, "B Lq H Dv"],
+        query: Float[Tensor, "B Lq H D"],
+        key: Float[Tensor, "B Lk Hkv D"],
+        value: Float[Tensor, "B Lk Hkv Dv"],
+        out: Float[Tensor, "B Lq H Dv"],
+        lse: Float[Tensor, "B H Lq"],
+        *,
+        mask: Mask,
+        scale: float,
+    ) -> Grads:
+        """This tile's share of the gradients, given the final `out` and `lse` of all tiles.
+
+        Raises:
+            InvalidArgument: as in `forward`.
+        """
+        arguments.check_tensors(
+            "cuda", query=query, key=key, value=value, grad_out=grad_out, out=out
+        )
+        arguments.check_tensors("cuda", lse=lse)
+        arguments.check_mask(mask, query.shape[1], key.shape[1])
+        if not query.numel() or not key.numel():
+            return arguments.no_grads(query, key, value)
+        width = _kernel_width(query, value)
+        tensors = [
+            arguments.aligned(arguments.with_width(x, width))
+            for x in (grad_out, query, key, value, out)
+        ]
+        # The kernels read a log-sum-exp as if it were contiguous, without a check.
+        tensors.append(lse.contiguous())
+        with torch.no_grad():
+            parts = [
+                self.kernel_backward(*part, causal=mask.case is MaskCase.CAUSAL, scale=scale)
+                for part in _batches(tensors)
+            ]
+        dq, dk, dv = (_joined(part) for part in zip(*parts, strict=True))
+        head_dim, value_head_dim = query.shape[-1], value.shape[-1]
+        return Grads(dq[..., :head_dim], dk[..., :head_dim], dv[..., :value_head_dim])
+
+
+def _kernel_width(query: Tensor, value: Tensor) -> int:
+    """The larger head dimension, rounded up to what the kernels take."""
+    width = max(query.shape[-1], value.shape[-1])
+    return width + -width % WIDTH_MULTIPLE
+
+
+def _batches(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors cut along the batch, each part short enough for a grid."""
+    for start in range(0, tensors[0].shape[0], LARGEST_BATCH):
+        yield [x[start : start + LARGEST_BATCH] for x in tensors]
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
