@@ -172,7 +172,10 @@ class AttentionBackend(Provider):
         mask: Mask,
         scale: float,
     ) -> TileOutput:
-        """Attention of each tile on its own, with its log-sum-exp (see `TileOutput`)."""
+        """Attention of each tile on its own, with its log-sum-exp (see `TileOutput`).
+
+        Returns new tensors: the engine may go on to change them in place.
+        """
 
     @abstractmethod
     def backward(
@@ -190,5 +193,5 @@ class AttentionBackend(Provider):
         """This tile's share of the gradients, given the *final* `out` and `lse` of all tiles.
 
         `P = exp(scale q k - lse)` may sum to less than one over this tile's keys. A row that
-        saw no key anywhere has `lse = +inf` here, so that its `P` is zero.
+        saw no key anywhere has `lse = +inf` here, so that its `P` is zero. Returns new tensors.
         """

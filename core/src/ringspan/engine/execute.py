@@ -13,7 +13,7 @@ from ringspan.contracts.communicator import Exchange
 from ringspan.contracts.masks import Mask, MaskCase
 from ringspan.contracts.work import Tiles
 from ringspan.engine.choice import Choice
-from ringspan.engine.merge import Accumulator, accumulation_dtype
+from ringspan.engine.merge import Accumulator, Total, accumulation_dtype
 from ringspan.engine.ring import Arrival, KeyValue, Ring
 from ringspan.engine.rows import key_rows, query_rows
 from ringspan.plan.schedule import Plan, Step
@@ -106,7 +106,7 @@ def forward(
         for tiles in step.tiles:
             out, lse = kernels.forward(tiles, query, rows)
             total.put(query_rows(tiles, kernels.group), out, lse, first=tiles.forward_first)
-    return total.out.to(query.dtype), total.lse
+    return _finished(total.out, query), total.lse
 
 
 def backward(
@@ -117,27 +117,33 @@ def backward(
     The same plan with the final out and lse. Gradients of received rows go straight back to
     their owner while the next step computes; this rank's own rows come last.
     """
-    saved = _with_positive_infinity(saved)
+    saved, batch = _with_positive_infinity(saved), saved.query.shape[0]
     grad_query = _total(saved.query, plan.one_piece, plan.backward_covered)
-    grads = KeyValue(*(_total(x, plan.key_one_piece, plan.key_covered) for x in saved.local))
+    grad_key, grad_value = (_total(x, plan.key_one_piece, plan.key_covered) for x in saved.local)
     ring = None if exchange is None else Ring(exchange, saved.local)
     returning: list[tuple[Step, Arrival]] = []
     for step, rows in _arrivals(plan.backward_steps, saved.local, ring):
-        message, target = None, grads
+        message, received = None, None
         if step.index and ring is not None:
-            message, target = ring.empty_grads(step, grads.key.dtype)
+            message, received = ring.empty_grads(step, grad_key.dtype)
         for tiles in step.tiles:
             piece = kernels.backward(tiles, saved, rows)
-            _add_query(tiles, kernels.group, grad_query, piece.query)
-            _add_keys(tiles, target, piece)
+            at_query, at_key = query_rows(tiles, kernels.group), key_rows(tiles)
+            grad_query.put(at_query, piece.query, first=tiles.backward_first)
+            if received is None:
+                grad_key.put(at_key, piece.key, first=tiles.key_first)
+                grad_value.put(at_key, piece.value, first=tiles.key_first)
+            else:
+                at_key.add(received.key, at_key.split(piece.key, batch))
+                at_key.add(received.value, at_key.split(piece.value, batch))
         if ring is not None:
-            _finish(ring, returning, grads)
+            _finish(ring, returning, KeyValue(grad_key.tensor, grad_value.tensor))
             if message is not None:
                 returning.append((step, ring.post_grads(step, message)))
     return (
-        grad_query.to(saved.query.dtype),
-        grads.key.to(saved.local.key.dtype),
-        grads.value.to(saved.local.value.dtype),
+        _finished(grad_query.tensor, saved.query),
+        _finished(grad_key.tensor, saved.local.key),
+        _finished(grad_value.tensor, saved.local.value),
     )
 
 
@@ -153,21 +159,11 @@ def _with_positive_infinity(saved: Saved) -> Saved:
     return Saved(saved.grad_out, saved.query, saved.local, saved.out, lse)
 
 
-def _total(like: Tensor, one_piece: bool, covered: bool) -> Tensor:
-    """Room for a gradient; zeroed unless all of it is first written."""
+def _total(like: Tensor, one_piece: bool, covered: bool) -> Total:
     dtype = like.dtype if one_piece else accumulation_dtype(like.dtype)
-    make = torch.empty if covered else torch.zeros
-    return make(like.shape, dtype=dtype, device=like.device)
+    return Total(tuple(like.shape), like, dtype, covered)
 
 
-def _add_query(tiles: Tiles, group: int, total: Tensor, piece: Tensor) -> None:
-    rows = query_rows(tiles, group)
-    put = rows.write if tiles.backward_first else rows.add
-    put(total, rows.split(piece, total.shape[0]))
-
-
-def _add_keys(tiles: Tiles, totals: KeyValue, piece: Grads) -> None:
-    rows = key_rows(tiles)
-    put = rows.write if tiles.key_first else rows.add
-    for total, part in zip(totals, (piece.key, piece.value), strict=True):
-        put(total, rows.split(part, total.shape[0]))
+def _finished(total: Tensor, like: Tensor) -> Tensor:
+    """In the input's dtype, and contiguous, as the operator promises to `torch.compile`."""
+    return total.to(like.dtype).contiguous()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ringspan.engine.rows import Selection
 
-__all__ = ["Accumulator", "accumulation_dtype", "merge_"]
+__all__ = ["Accumulator", "Total", "accumulation_dtype", "merge_"]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -27,39 +27,73 @@ def merge_(out: Tensor, lse: Tensor, piece_out: Tensor, piece_lse: Tensor) -> No
     # Where both are empty the difference would be inf - inf; any finite number serves.
     finite = torch.where(total == -torch.inf, 0.0, total)
     out.mul_(torch.exp(lse - finite))
-    out.add_(piece_out * torch.exp(piece_lse - finite))
+    out.addcmul_(piece_out.to(out.dtype), torch.exp(piece_lse - finite))
     lse.copy_(total)
 
 
-class Accumulator:
-    """Output and log-sum-exp of one rank's queries while pieces arrive.
+class Total:
+    """A tensor `[B, N, H, D]` that pieces are written and added to, made when first needed.
 
     Args:
-        out: `[B, N, H, Dv]`, uninitialised where every row is first written (`covered`).
-        covered: whether every row is first written by a piece marked as first.
+        shape: of the whole tensor.
+        like: gives the device.
+        dtype: of the sum.
+        covered: every row is first written by a piece marked as first, so nothing is zeroed.
     """
 
-    def __init__(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype, covered: bool):
+    def __init__(
+        self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype, covered: bool
+    ) -> None:
+        self._shape, self._dtype, self._covered = shape, dtype, covered
+        self._device = like.device
+        self._tensor: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """What has arrived so far."""
+        if self._tensor is None:
+            make = torch.empty if self._covered else torch.zeros
+            self._tensor = make(self._shape, dtype=self._dtype, device=self._device)
+        return self._tensor
+
+    def put(self, rows: Selection, piece: Tensor, *, first: bool) -> None:
+        """Takes `[B * T, L, H, D]`: written where these rows are untouched, else added."""
+        if first and self._tensor is None and rows.is_all_of(self._shape):
+            # The kernel's own result is the sum so far: no copy.
+            self._tensor = piece.reshape(self._shape).to(self._dtype)
+            return
+        put = rows.write if first else rows.add
+        put(self.tensor, rows.split(piece, self._shape[0]))
+
+
+class Accumulator:
+    """Output and log-sum-exp of one rank's queries while pieces arrive."""
+
+    def __init__(
+        self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype, covered: bool
+    ) -> None:
         batch, rows, heads, _ = shape
-        self.out = torch.empty(shape, dtype=dtype, device=like.device)
-        self.lse = torch.empty(
-            (batch, heads, rows), dtype=accumulation_dtype(like.dtype), device=like.device
-        )
+        self._out = Total(shape, like, dtype, covered)
+        wide = accumulation_dtype(like.dtype)
+        self.lse = torch.empty((batch, heads, rows), dtype=wide, device=like.device)
         if not covered:
-            self.out.zero_()
             self.lse.fill_(-torch.inf)
+
+    @property
+    def out(self) -> Tensor:
+        """`[B, N, H, Dv]`"""
+        return self._out.tensor
 
     def put(self, rows: Selection, out: Tensor, lse: Tensor, *, first: bool) -> None:
         """Takes a piece: `out` `[B * T, L, H, Dv]` and `lse` `[B * T, H, L]` of some rows."""
-        batch = self.out.shape[0]
-        piece = rows.split(out, batch)
+        batch = self.lse.shape[0]
         piece_lse = rows.split(lse.transpose(1, 2).unsqueeze(-1), batch)
         lse_BNH1 = self.lse.transpose(1, 2).unsqueeze(-1)
         if first:
-            rows.write(self.out, piece)
+            self._out.put(rows, out, first=True)
             rows.write(lse_BNH1, piece_lse)
             return
         merged, merged_lse = rows.view(self.out), rows.view(lse_BNH1)
-        merge_(merged, merged_lse, piece, piece_lse)
+        merge_(merged, merged_lse, rows.split(out, batch), piece_lse)
         rows.settle(self.out, merged)
         rows.settle(lse_BNH1, merged_lse)

@@ -38,6 +38,18 @@ class Selection:
         x = self.view(x_BNHD)
         return x.reshape(-1, self.length, len(self.heads) * self.group, x.shape[-1])
 
+    def is_all_of(self, shape: tuple[int, ...]) -> bool:
+        """Whether `tile_batch` of a tensor `[B, N, H, D]` of this shape is all of it, in order."""
+        rows, (_, tokens, heads, _) = self.rows, shape
+        return (
+            isinstance(rows, Affine)
+            and (rows.start, rows.head_step) == (0, 0)
+            and (rows.step == 1 or self.length == 1)
+            and (rows.tile_step == self.length or self.tiles == 1)
+            and self.tiles * self.length == tokens
+            and self.heads == tuple(range(heads // self.group))
+        )
+
     def split(self, tiles: Tensor, batch: int) -> Tensor:
         """The inverse of `tile_batch`'s shape: `[B * T, L, K * G, D]` as `[B, T, L, K, G, D]`."""
         return tiles.reshape(
