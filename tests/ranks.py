@@ -96,17 +96,25 @@ class Ring:
         return [results[rank] for rank in range(len(self._pipes))]
 
     def _result(self, rank: int) -> Any:
-        name = f"rank {rank} of {len(self._pipes)}"
         try:
             result, error, trace = pickle.loads(self._pipes[rank].recv_bytes())
         except EOFError:
             self._processes[rank].join()
-            code = self._processes[rank].exitcode
-            raise ChildProcessError(f"{name} ended with exit code {code}") from None
+            self._raise_if_one_died()
+            raise
         if error is not None:
-            error.add_note(f"on {name}:\n{trace}")
+            # A rank that dies makes its peers fail too, and they may be heard first.
+            self._raise_if_one_died()
+            error.add_note(f"on rank {rank} of {len(self._pipes)}:\n{trace}")
             raise error
         return result
+
+    def _raise_if_one_died(self) -> None:
+        wait([process.sentinel for process in self._processes], timeout=1)
+        for rank, process in enumerate(self._processes):
+            if process.exitcode is not None:
+                name = f"rank {rank} of {len(self._pipes)}"
+                raise ChildProcessError(f"{name} ended with exit code {process.exitcode}")
 
 
 def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:

@@ -40,7 +40,7 @@ def die(rank: int) -> None:
     dist.barrier()
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_every_rank_runs_the_function_in_one_group(run_ring: Run, world_size: int) -> None:
     results = run_ring(world_size, summed, torch.ones(2))
     expected = torch.full((2,), world_size * (world_size + 1) / 2)
@@ -56,8 +56,8 @@ def test_ranks_stay_up_between_calls(run_ring: Run) -> None:
 
 def test_the_first_failure_is_raised_with_its_rank(run_ring: Run) -> None:
     with pytest.raises(KeyError, match="broken") as caught:
-        run_ring(3, fail_on, 1)
-    assert caught.value.__notes__[0].startswith("on rank 1 of 3:\nTraceback")
+        run_ring(2, fail_on, 1)
+    assert caught.value.__notes__[0].startswith("on rank 1 of 2:\nTraceback")
 
 
 def test_a_new_ring_replaces_one_that_failed(run_ring: Run) -> None:
