@@ -29,11 +29,12 @@ class PlainAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.inputs = nn.Linear(width, 3 * width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, *, layout: object = None, group: object = None) -> Tensor:
         q, k, v = self.inputs(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
         out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return out.transpose(1, 2).flatten(-2)
+        return self.out_proj(out.transpose(1, 2).flatten(-2))
 
 
 @pytest.fixture(autouse=True)

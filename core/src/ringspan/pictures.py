@@ -91,7 +91,7 @@ def pattern_picture(
     )
     axes.set_xlabel("key position")
     axes.set_ylabel("query position")
-    axes.set_title(title or f"{pattern}, head {head}", wrap=True, fontsize=10)
+    figure.suptitle(title or f"{pattern}, head {head}", wrap=True, fontsize=10)
     figure.colorbar(image, label="pairs seen, with multiplicity, per pair", shrink=0.8)
     return figure
 
@@ -118,7 +118,7 @@ def ordering_picture(ordering: str, tokens: Tokens, *, title: str = "") -> Figur
     axes.invert_yaxis()
     axes.set_xlabel("column")
     axes.set_ylabel("row")
-    axes.set_title(title or f"{ordering}, {tokens}", fontsize=10)
+    figure.suptitle(title or f"{ordering}, {tokens}", fontsize=10)
     return figure
 
 
@@ -126,7 +126,7 @@ def _space_picture(ordering: str, path: npt.NDArray[np.int64], title: str) -> Fi
     figure = _figure(6, 6)
     axes = figure.add_subplot(projection="3d")
     axes.plot(path[:, 2], path[:, 1], path[:, 0], linewidth=1)
-    axes.set_title(title or f"{ordering}, {len(path)} points", fontsize=10)
+    figure.suptitle(title or f"{ordering}, {len(path)} points", fontsize=10)
     return figure
 
 

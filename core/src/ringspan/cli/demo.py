@@ -92,7 +92,7 @@ def demo(
             _say_how_to_resume(job, console)
     else:
         _say_results(results, job, console)
-        if not _passed(results):
+        if not results.passed:
             raise typer.Exit(1)
         return
     raise typer.Exit(_INTERRUPTED)
@@ -118,24 +118,17 @@ def _resume_command(job: Job) -> list[str]:
     return words
 
 
-def _passed(results: Results) -> bool:
-    return results.ring_agrees and results.bytes_agree and (results.learnt or not _asked(results))
-
-
-def _asked(results: Results) -> bool:
-    """Whether the loss is held to its promise: only at default settings."""
-    from ringspan.demo import Settings
-
-    return results.settings == Settings()
-
-
 def _say_results(results: Results, job: Job, console: Console) -> None:
     from ringspan.demo.results import MOST_OF_ENTROPY, RING_TOLERANCE
 
-    share = f"{results.share_of_entropy:.3f} of the order-0 entropy {results.order0_entropy:.4f}"
-    asked = f"at most {MOST_OF_ENTROPY}" + ("" if _asked(results) else " at default settings")
-    _line(console, results.learnt, f"held-out loss {results.held_out_loss:.4f} bits/byte: {share}"
-          f" ({asked})")  # fmt: skip
+    _line(
+        console,
+        results.learnt,
+        f"held-out loss {results.held_out_loss:.4f} bits/byte, {results.share_of_entropy:.3f} of "
+        f"the order-0 entropy {results.order0_entropy:.4f} (at most {MOST_OF_ENTROPY}"
+        f"{'' if results.learning_is_promised else ', at default settings'})",
+        promised=results.learning_is_promised,
+    )
     _line(
         console,
         results.ring_agrees,
@@ -147,6 +140,6 @@ def _say_results(results: Results, job: Job, console: Console) -> None:
     console.print(f"Report: {job.report}", soft_wrap=True, markup=False)
 
 
-def _line(console: Console, good: bool, text: str) -> None:
-    mark, style = ("✓", "green") if good else ("✗", "red")
+def _line(console: Console, good: bool, text: str, *, promised: bool = True) -> None:
+    mark, style = ("✓", "green") if good else ("✗", "red") if promised else ("-", "yellow")
     console.print(f"{mark} {text}", style=style, soft_wrap=True, markup=False)

@@ -31,12 +31,16 @@ class Block(nn.Module):
         self.attention = DilatedSelfAttention(
             width, settings.heads, settings.segment_lengths, settings.dilation_rates, causal=True
         )
+        last = nn.Linear(4 * width, width, bias=False)
         self.perceptron = nn.Sequential(
             nn.RMSNorm(width),
             nn.Linear(width, 4 * width, bias=False),
             nn.GELU(),
-            nn.Linear(4 * width, width, bias=False),
+            last,
         )
+        # Both branches start silent, so that the first steps fit the embedding undisturbed.
+        nn.init.zeros_(self.attention.out_proj.weight)
+        nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor, layout: Layout | None, group: Any) -> Tensor:
         """`[B, n, width]` to the same."""
@@ -62,7 +66,7 @@ class ByteModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.embedding = nn.Embedding(BYTES, settings.width)
-            nn.init.normal_(self.embedding.weight, std=0.05)
+            nn.init.normal_(self.embedding.weight, std=0.02)
             self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
             self.norm = nn.RMSNorm(settings.width)
 

@@ -79,13 +79,13 @@ def _page(results: Results) -> Iterator[str]:
     yield "</body></html>\n"
 
 
-def _verdicts(results: Results) -> Iterator[tuple[str, str, str, bool]]:
+def _verdicts(results: Results) -> Iterator[tuple[str, str, str, bool | str]]:
     yield (
         "held-out loss",
         f"{results.held_out_loss:.4f} bits/byte, {results.share_of_entropy:.3f} of the order-0 "
         f"entropy {results.order0_entropy:.4f}",
         f"at most {MOST_OF_ENTROPY}",
-        results.learnt,
+        results.learnt if results.learning_is_promised else "at default settings",
     )
     yield (
         f"held-out loss as a ring of {results.world_size}",

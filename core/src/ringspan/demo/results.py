@@ -56,6 +56,11 @@ class Results:
         return self.share_of_entropy <= MOST_OF_ENTROPY
 
     @property
+    def learning_is_promised(self) -> bool:
+        """Only a run at default settings is held to that margin."""
+        return self.settings == Settings()
+
+    @property
     def ring_agrees(self) -> bool:
         """Whether the ring found the same loss."""
         return self.ring_difference <= RING_TOLERANCE
@@ -66,6 +71,12 @@ class Results:
         return self.ring_bytes_received == self.planned_bytes_received
 
     @property
+    def passed(self) -> bool:
+        """Whether everything that this run promises holds."""
+        learnt = self.learnt or not self.learning_is_promised
+        return learnt and self.ring_agrees and self.bytes_agree
+
+    @property
     def world_size(self) -> int:
         """Processes in the ring."""
         return len(self.planned_bytes_received)
@@ -73,7 +84,14 @@ class Results:
 
 def write_json(results: Results, path: Path) -> None:
     """All numbers and verdicts as JSON, atomically."""
-    verdicts = ("share_of_entropy", "ring_difference", "learnt", "ring_agrees", "bytes_agree")
+    verdicts = (
+        "share_of_entropy",
+        "ring_difference",
+        "learnt",
+        "ring_agrees",
+        "bytes_agree",
+        "passed",
+    )
     content = asdict(results) | {name: getattr(results, name) for name in verdicts}
     with replacing(path) as fresh:
         fresh.write_text(json.dumps(content, indent=2) + "\n")

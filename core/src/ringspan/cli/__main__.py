@@ -1,0 +1,5 @@
+"""`python -m ringspan.cli` is `ringspan`."""
+
+from ringspan.cli import main
+
+main()
