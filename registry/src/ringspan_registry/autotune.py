@@ -11,12 +11,7 @@ __all__ = ["Timings"]
 
 
 class Timings:
-    """Seconds per (problem, provider), measured on first use.
-
-    Example:
-        >>> Timings().seconds("problem", manual, measure=lambda provider: 0.5)  # doctest: +SKIP
-        0.5
-    """
+    """Seconds per (problem, provider), measured on first use."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ringspan_registry.errors import ConfigurationError, InvalidArgument, RingspanError
-from ringspan_registry.files import ConfigurationFile, project_file, read
+from ringspan_registry.files import ConfigurationFile, exists, project_file, read
 from ringspan_registry.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Configuration:
             if project is not None:
                 yield project
         user = self._user_file()
-        if user.is_file():
+        if exists(user):
             yield read(user)
 
     def _user_file(self) -> Path:
@@ -216,7 +216,8 @@ class Configuration:
         sections = content.pop(_PLUGINS, {})
         checked: dict[str, Any] = {}
         for key, value in content.items():
-            self._check_key(key, file.spelled(key))
+            if key not in self.keys:
+                raise _unknown_key(key, (*self.keys, _PLUGINS), file.spelled(key))
             checked[key] = self._check_value(key, value, file.spelled(key))
         if not isinstance(sections, dict):
             raise ConfigurationError(
@@ -240,9 +241,9 @@ class Configuration:
                     remedy=did_you_mean(name.upper(), known),
                 )
 
-    def _check_key(self, key: str, where: str = "") -> None:
+    def _check_key(self, key: str) -> None:
         if key not in self._schema.model_fields:
-            raise _unknown_key(key, self.keys, where or key)
+            raise _unknown_key(key, self.keys, "setting")
 
     def _from_text(self, key: str, raw: str, variable: str) -> Any:
         """A variable's value: commas make a list, where the key takes one."""

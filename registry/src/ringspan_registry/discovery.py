@@ -172,7 +172,7 @@ def _provided(plugin: object, name: str, rules: Rules) -> Iterator[tuple[str, Pr
     _check_hooks(manager, plugin, rules)
     seen: set[tuple[str, str]] = set()
     for kind, hook in rules.kinds.items():
-        for offered in getattr(manager.hook, hook)():
+        for offered in _called(manager, hook):
             for provider in _listed(offered, hook):
                 _check_provider(provider, hook, rules.bases[kind])
                 if (kind, provider.name) in seen:
@@ -195,6 +195,13 @@ def _check_hooks(manager: pluggy.PluginManager, plugin: object, rules: Rules) ->
         ) from error
     if not callers:
         raise _RefusedError(f"it implements no hook marked with hookimpl (known: {listed(known)})")
+
+
+def _called(manager: pluggy.PluginManager, hook: str) -> Sequence[object]:
+    try:
+        return tuple(getattr(manager.hook, hook)())
+    except Exception as error:
+        raise _RefusedError(f"{hook} raised {type(error).__name__}: {error}") from error
 
 
 def _listed(offered: object, hook: str) -> Sequence[Provider]:

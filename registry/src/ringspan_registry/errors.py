@@ -54,7 +54,9 @@ class RingspanError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.argument}: expected {self.expected}, got {self.got}"
-        return f"{text}. {self.remedy}" if self.remedy else text
+        if not self.remedy:
+            return text
+        return f"{text}\n{self.remedy}" if "\n" in text else f"{text}. {self.remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
         parts = (type(self), self.argument, self.expected, self.got, self.remedy)

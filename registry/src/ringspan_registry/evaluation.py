@@ -76,14 +76,15 @@ def _probed(offer: Offer, availability: Availability) -> Candidate:
     )
     if availability.usable:
         return candidate
-    broken = isinstance(availability, Faulty)
-    return replace(
+    candidate = replace(
         candidate,
-        state=CandidateState.FAULTY if broken else CandidateState.UNAVAILABLE,
+        state=CandidateState.UNAVAILABLE,
         reasons=(availability.reason or "its probe gives no reason",),
         remedy=availability.remedy,
-        traceback=availability.traceback if isinstance(availability, Faulty) else "",
     )
+    if isinstance(availability, Faulty):
+        return replace(candidate, state=CandidateState.FAULTY, traceback=availability.traceback)
+    return candidate
 
 
 def _checked(reasons: Iterable[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ringspan_registry.errors import ConfigurationError
 
-__all__ = ["ConfigurationFile", "project_file", "read"]
+__all__ = ["ConfigurationFile", "exists", "project_file", "read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def project_file(directory: Path, filename: str, table: str) -> ConfigurationFil
     for place in (directory, *directory.parents):
         own = place / filename
         shared = _pyproject(place / "pyproject.toml", table)
-        if not own.is_file():
+        if not exists(own):
             if shared is not None:
                 return shared
             continue
@@ -51,6 +51,14 @@ def project_file(directory: Path, filename: str, table: str) -> ConfigurationFil
     return None
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file; one in a directory that is closed to us does not count."""
+    try:
+        return path.is_file()
+    except PermissionError:  # a container's user often has somebody else's home
+        return False
+
+
 def read(path: Path) -> ConfigurationFile:
     """A file that is about us alone.
 
@@ -61,13 +69,13 @@ def read(path: Path) -> ConfigurationFile:
 
 
 def _pyproject(path: Path, table: str) -> ConfigurationFile | None:
-    if not path.is_file():
+    if not exists(path):
         return None
     text = _text(path)
     if table not in text:  # so that somebody else's malformed file does not stop us
         return None
     tool = _parsed(path, text).get("tool", {})
-    if table not in tool:
+    if not isinstance(tool, dict) or table not in tool:
         return None
     if not isinstance(tool[table], dict):
         raise ConfigurationError(

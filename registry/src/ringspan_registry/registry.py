@@ -5,31 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, TypeAlias
 
 from ringspan_registry.autotune import Timings
-from ringspan_registry.clashes import Clash, annotate, find_clashes
+from ringspan_registry.catalogue import Catalogue
 from ringspan_registry.config import Configuration
 from ringspan_registry.decision import Candidate, CandidateState, Decision
 from ringspan_registry.devices import DeviceInfo
-from ringspan_registry.discovery import (
-    AUTO,
-    Offer,
-    PluginRecord,
-    PluginState,
-    Rules,
-    discover,
-)
+from ringspan_registry.discovery import AUTO, Offer, PluginRecord, Rules
 from ringspan_registry.errors import (
+    ConfigurationError,
     InvalidArgument,
-    NoEligibleProvider,
     PluginError,
-    UnknownProvider,
 )
 from ringspan_registry.evaluation import evaluate, faulted, probe
 from ringspan_registry.provider import Availability, Provider
+from ringspan_registry.refusals import no_eligible_provider, sourced
 from ringspan_registry.selection import Ranked, Wish, settle
 from ringspan_registry.suggest import did_you_mean, listed
 
@@ -39,15 +32,6 @@ RankOf: TypeAlias = Callable[[Provider], int]
 Measure: TypeAlias = Callable[[Provider], float]
 
 _logger = logging.getLogger("ringspan")
-
-
-@dataclass(frozen=True, slots=True)
-class _Catalogue:
-    """What discovery found."""
-
-    records: tuple[PluginRecord, ...]
-    offers: Mapping[str, Mapping[str, Offer]]
-    clashes: tuple[Clash, ...]
 
 
 class Registry:
@@ -80,7 +64,7 @@ class Registry:
         self._configuration = configuration
         self._slow_seconds = slow_seconds
         self._lock = threading.RLock()
-        self._found: _Catalogue | None = None
+        self._found: Catalogue | None = None
         self._discovering = False
         self._probes: dict[tuple[str, str, DeviceInfo], Availability] = {}
         self._decisions: dict[Hashable, Decision] = {}
@@ -92,7 +76,7 @@ class Registry:
 
     def names(self, kind: str) -> tuple[str, ...]:
         """The names of a kind's providers, sorted."""
-        return tuple(sorted(self._offers(kind)))
+        return tuple(sorted(self._catalogue().of_kind(kind)))
 
     def provider(self, kind: str, name: str) -> Provider:
         """The provider of that name, or the only one of the plugin of that name.
@@ -101,15 +85,8 @@ class Registry:
             UnknownProvider: nobody offers it, or the plugin offers several.
             DuplicateProvider: a name of this kind is taken twice.
         """
-        self._refuse_clashes(kind)
-        named = self._resolve(kind, name)
-        if len(named) > 1:
-            raise UnknownProvider(
-                kind,
-                expected=f"one of {listed(offer.name for offer in named)}",
-                got=f"the plugin {name!r}, which offers them all",
-            )
-        return named[0].provider
+        self._refuse_clash(kind)
+        return self._catalogue().one(kind, name).provider
 
     def probe(self, kind: str, name: str, device: DeviceInfo) -> Availability:
         """Whether a provider runs on a device. Asked once per device.
@@ -120,8 +97,7 @@ class Registry:
         for clash in self._catalogue().clashes:
             if clash.kind == kind and name in clash.providers:
                 return Availability.no(f"offered by {clash.parties}", remedy=clash.remedy)
-        named = self._resolve(kind, name)
-        return self._probe(named[0], device)
+        return self._probe(self._catalogue().one(kind, name), device)
 
     def select(
         self,
@@ -152,7 +128,7 @@ class Registry:
             UnknownProvider: a requested name is not offered.
             DuplicateProvider: a name of this kind is taken twice.
         """
-        self._refuse_clashes(kind)
+        self._refuse_clash(kind)
         wish = self._wish(kind, requested)
         tuned = measure if measure is not None and self._setting("autotune", False) else None
         key = (kind, problem, wish, device, rank_of, tuned is not None)
@@ -176,15 +152,15 @@ class Registry:
     ) -> Decision:
         for name in wish.names:
             if name != AUTO:
-                self._resolve(kind, name, wish.source)
-        offers = self._offers(kind)
+                self._catalogue().named(kind, name, wish.source)
+        offers = self._catalogue().of_kind(kind)
         ranked = [self._ranked(offer, problem, device, wish, rank_of) for offer in offers.values()]
         if measure is not None:
             ranked = self._timed(ranked, offers, (kind, problem, device), measure)
         candidates = settle(ranked, wish)
         decision = _decision(kind, problem, wish, candidates)
         if not decision.chosen:
-            raise self._no_eligible(decision)
+            raise no_eligible_provider(decision, self.plugins())
         _logger.info("%s", _summary(decision, device))
         return decision
 
@@ -247,88 +223,31 @@ class Registry:
             value, source = setting.value, setting.source
         else:
             value, source = (AUTO, "default") if requested is None else (requested, "call")
-        names = (value,) if isinstance(value, str) else tuple(dict.fromkeys(value))
-        if not names or not all(isinstance(name, str) and name for name in names):
-            raise InvalidArgument(
-                _sourced(kind, source), expected="a name or a list of names", got=repr(value)
+        names = (value,) if isinstance(value, str) else value
+        if not isinstance(names, tuple | list) or not names or not all(map(_is_name, names)):
+            error = InvalidArgument if source == "call" else ConfigurationError
+            raise error(
+                sourced(kind, source), expected="a name or a list of names", got=repr(value)
             )
-        return Wish(names, source)
+        return Wish(tuple(dict.fromkeys(names)), source)
 
     def _setting(self, key: str, default: Any) -> Any:
         known = key in self._configuration.keys
         return self._configuration.get(key).value if known else default
 
-    def _resolve(self, kind: str, name: str, source: str = "call") -> tuple[Offer, ...]:
-        """The provider of that name, else all providers of the plugin of that name."""
-        offers = self._offers(kind)
-        if name in offers:
-            return (offers[name],)
-        named = tuple(offer for offer in offers.values() if offer.plugin == name)
-        if not named:
-            raise self._unknown(kind, name, source)
-        return named
+    def _refuse_clash(self, kind: str) -> None:
+        clash = self._catalogue().clash(kind)
+        if clash is not None:
+            raise clash.error()
 
-    def _unknown(self, kind: str, name: str, source: str) -> UnknownProvider:
-        offers = self._offers(kind)
-        known = {*offers, *(offer.plugin for offer in offers.values())}
-        remarks = [did_you_mean(name, known), *self._troubles(PluginState.FAULTY)]
-        remarks += (trouble for trouble in self._troubles(PluginState.BLOCKED, name) if trouble)
-        return UnknownProvider(
-            _sourced(kind, source),
-            expected=f"one of {listed(known)}",
-            got=repr(name),
-            remedy=" ".join(remark for remark in remarks if remark),
-        )
-
-    def _troubles(self, state: PluginState, name: str | None = None) -> list[str]:
-        return [
-            f"Plugin {record.name!r} of {record.distribution} is {state}: {record.reason}."
-            for record in self.plugins()
-            if record.state is state and name in (None, record.name)
-        ]
-
-    def _no_eligible(self, decision: Decision) -> NoEligibleProvider:
-        asked = [
-            candidate
-            for candidate in decision.candidates
-            if candidate.state is not CandidateState.NOT_REQUESTED
-        ]
-        reasons = "".join(f"\n  {candidate}" for candidate in asked)
-        remedies = [candidate.remedy for candidate in asked if candidate.remedy]
-        if AUTO not in decision.requested:
-            remedies.append(f"Request {AUTO!r} to let another {decision.kind} serve")
-        if not asked:
-            remedies += self._troubles(PluginState.FAULTY) + self._troubles(PluginState.BLOCKED)
-            remedies.append(f"Install a plugin that offers a {decision.kind}")
-        what = "" if decision.problem is None else f" that serves {decision.problem}"
-        error = NoEligibleProvider(
-            _sourced(decision.kind, decision.source),
-            expected=f"a {decision.kind}{what} (requested: {', '.join(decision.requested)})",
-            got=f"none{':' if reasons else ''}{reasons}",
-            remedy=_sentences(remedies),
-        )
-        error.decision = decision
-        return error
-
-    def _refuse_clashes(self, kind: str) -> None:
-        self._offers(kind)
-        for clash in self._catalogue().clashes:
-            if clash.kind == kind:
-                raise clash.error()
-
-    def _offers(self, kind: str) -> Mapping[str, Offer]:
-        if kind not in self._kinds:
-            raise InvalidArgument("kind", expected=f"one of {listed(self._kinds)}", got=repr(kind))
-        return self._catalogue().offers[kind]
-
-    def _catalogue(self) -> _Catalogue:
+    def _catalogue(self) -> Catalogue:
         if self._found is None:
             with self._lock:
                 if self._found is None:
                     self._found = self._discover()
         return self._found
 
-    def _discover(self) -> _Catalogue:
+    def _discover(self) -> Catalogue:
         if self._discovering:
             raise PluginError(
                 "plugin",
@@ -338,17 +257,11 @@ class Registry:
             )
         self._discovering = True
         try:
-            rules = self._rules()
-            records, offers = discover(rules)
+            found = Catalogue.discover(self._rules())
         finally:
             self._discovering = False
-        clashes = find_clashes(records, offers, rules.how_to_block)
-        self._warn_of_unknown_sections(records)
-        by_kind: dict[str, dict[str, Offer]] = {kind: {} for kind in self._kinds}
-        for offer in offers:
-            by_kind[offer.kind].setdefault(offer.name, offer)
-        annotated = tuple(annotate(record, clashes) for record in records)
-        return _Catalogue(annotated, by_kind, clashes)
+        self._warn_of_unknown_sections(found.records)
+        return found
 
     def _rules(self) -> Rules:
         return Rules(
@@ -411,9 +324,5 @@ def _summary(decision: Decision, device: DeviceInfo) -> str:
     )
 
 
-def _sourced(kind: str, source: str) -> str:
-    return kind if source in ("call", "default") else f"{kind} (from {source})"
-
-
-def _sentences(remedies: Sequence[str]) -> str:
-    return ". ".join(dict.fromkeys(remedy.rstrip(".") for remedy in remedies))
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

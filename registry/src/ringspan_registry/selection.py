@@ -30,9 +30,6 @@ class Wish:
                 return self.names.index(name)
         return None
 
-    def __str__(self) -> str:
-        return f"requested {', '.join(self.names)}, from {self.source}"
-
 
 @dataclass(frozen=True, slots=True)
 class Ranked:

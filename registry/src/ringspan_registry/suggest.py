@@ -20,5 +20,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         >>> did_you_mean("manul", ["manual", "sdpa"])
         "Did you mean 'manual'?"
     """
-    close = get_close_matches(name.lower(), sorted(known), n=1)
-    return f"Did you mean {close[0]!r}?" if close else ""
+    spelled = {each.lower(): each for each in sorted(known)}
+    close = get_close_matches(name.lower(), spelled, n=1)
+    return f"Did you mean {spelled[close[0]]!r}?" if close else ""
