@@ -33,7 +33,8 @@ def point_clouds(draw: st.DrawFn, largest: int = INT32_MAX) -> Coordinates:
 
 def in_order(curve: Curve, tokens: Grid | Coordinates) -> np.ndarray:
     """The points of `tokens` as the curve visits them."""
-    return tokens.coordinates[curve.places(tokens).tokens.numpy()]
+    path: np.ndarray = tokens.coordinates[curve.places(tokens).tokens.numpy()]
+    return path
 
 
 @each_curve

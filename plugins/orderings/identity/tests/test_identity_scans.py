@@ -36,7 +36,8 @@ def point_clouds(draw: st.DrawFn, largest: int = INT32_MAX) -> Coordinates:
 
 def in_order(scan: Ordering, tokens: Grid | Coordinates) -> np.ndarray:
     """The points of `tokens` as the scan visits them."""
-    return tokens.coordinates[scan.places(tokens).tokens.numpy()]
+    path: np.ndarray = tokens.coordinates[scan.places(tokens).tokens.numpy()]
+    return path
 
 
 @each_scan

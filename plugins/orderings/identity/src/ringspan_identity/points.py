@@ -61,4 +61,5 @@ def dense_rank(first: Int[Tensor, " N"], second: Int[Tensor, " N"]) -> Int[Tenso
         >>> dense_rank(torch.tensor([0, 1, 0]), torch.tensor([7, -3, 7])).tolist()
         [0, 1, 0]
     """
-    return torch.unique((first << 32) + second, return_inverse=True)[1]
+    rank: Tensor = torch.unique((first << 32) + second, return_inverse=True)[1]
+    return rank
