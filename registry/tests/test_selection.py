@@ -167,6 +167,15 @@ def test_every_reason_against_every_candidate_is_collected(
     assert bert.remedy == "Call again"
 
 
+def test_a_reason_that_probe_and_problem_share_is_given_once(
+    install: Install, house: House, cook_source: Source, cpu: DeviceInfo
+) -> None:
+    same = "def reasons_against(self, problem):\n    return ['away until May']"
+    install("anna", cook_source("anna", body=AWAY + "\n" + same))
+    install("bert", cook_source("bert"))
+    assert state_of(house().select("cook", 4, cpu), "anna").reasons == ("away until May",)
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

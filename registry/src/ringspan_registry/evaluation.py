@@ -51,7 +51,8 @@ def evaluate(offer: Offer, problem: Any, availability: Availability) -> Candidat
         return faulted(candidate, error, "reasons_against")
     if against and candidate.state is CandidateState.ELIGIBLE:
         candidate = replace(candidate, state=CandidateState.UNSUPPORTED)
-    return replace(candidate, reasons=(*candidate.reasons, *against))
+    every = dict.fromkeys((*candidate.reasons, *against))  # a probe may say the same
+    return replace(candidate, reasons=tuple(every))
 
 
 def faulted(candidate: Candidate, error: Exception, doing: str) -> Candidate:
