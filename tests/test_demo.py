@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from ringspan.demo import checkpoint
+from ringspan.demo import Settings, checkpoint
+from ringspan.demo.data import held_out_windows, load_text, order0_entropy
+from ringspan.demo.evaluate import bits_per_byte, summed_nats
+from ringspan.demo.results import MOST_OF_ENTROPY
+from ringspan.demo.train import Training
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +61,30 @@ def test_the_ring_finds_the_same_loss_and_receives_the_planned_bytes(
     assert results["ring_bytes_received"] == results["planned_bytes_received"]
     assert len(results["ring_bytes_received"]) == 3
     assert sum(results["ring_bytes_received"]) > 0
+
+
+def test_a_smaller_model_already_keeps_the_promise_on_the_standard_library() -> None:
+    settings = Settings(
+        steps=150, context=1024, batch=4, layers=1, width=64, heads=4, learning_rate=1e-2
+    )
+    text = load_text((), context=settings.context)
+    training = Training.begin(settings, text.digest)
+    for _ in training.steps(text):
+        pass
+    windows = held_out_windows(text, settings.context)
+    loss = bits_per_byte(summed_nats(training.model, windows), windows)
+    assert loss <= MOST_OF_ENTROPY * order0_entropy(windows)
+
+
+def test_mixed_precision_follows_float32() -> None:
+    text = load_text((), context=512)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        settings = Settings(steps=5, context=512, layers=1, width=32, heads=2, dtype=dtype)
+        training = Training.begin(settings, text.digest)
+        losses[dtype] = [step.bits_per_byte for step in training.steps(text)]
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
 
 
 def test_a_run_leaves_a_checkpoint_the_numbers_and_a_report(finished: tuple[Path, str]) -> None:
@@ -125,9 +153,6 @@ def test_an_interrupted_run_resumes_to_the_same_weights_bit_for_bit(tmp_path: Pa
 
 
 def test_other_settings_do_not_overwrite_an_unfinished_run(tmp_path: Path) -> None:
-    from ringspan.demo.settings import Settings
-    from ringspan.demo.train import Training
-
     settings = Settings(steps=3, context=512, layers=2, width=32, heads=4)
     path = tmp_path / "checkpoint.safetensors"
     checkpoint.save(path, Training.begin(settings, "another text"))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ __all__ = ["RingResult", "explain_one_call", "measure", "planned_bytes"]
 _WINDOWS = "windows.safetensors"
 _TASK = "task.json"
 _RESULT = "result.json"
+_ERROR = "error-of-rank-"
 _PATIENCE = timedelta(minutes=10)
 
 
@@ -101,6 +103,8 @@ def _torchrun(folder: Path, world_size: int) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        # Modules of the folder in which the user happens to stand must not shadow the ring's.
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
         start_new_session=True,
     )
     try:
@@ -112,7 +116,7 @@ def _torchrun(folder: Path, world_size: int) -> None:
             process.terminate()
             process.wait()
     if process.returncode != 0:
-        raise _failed(world_size, f"exit status {process.returncode}:\n{output[-2000:]}")
+        raise _failed(world_size, _first_error(folder) or output[-2000:])
 
 
 def _failed(world_size: int, got: str) -> RingError:
@@ -121,11 +125,25 @@ def _failed(world_size: int, got: str) -> RingError:
     )
 
 
+def _first_error(folder: Path) -> str:
+    """What the rank that failed first had to say; the others only lost their peer."""
+    errors = sorted(folder.glob(f"{_ERROR}*"), key=lambda path: path.stat().st_mtime_ns)
+    return errors[0].read_text() if errors else ""
+
+
 def main(arguments: list[str]) -> None:
     """One rank: reads the task in the folder; rank 0 writes the result there."""
     if len(arguments) != 1:
         raise InvalidArgument("arguments", expected="the task's folder", got=repr(arguments))
     folder = Path(arguments[0])
+    try:
+        _take_part(folder)
+    except Exception as error:
+        (folder / f"{_ERROR}{os.environ['RANK']}").write_text(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _take_part(folder: Path) -> None:
     task = json.loads((folder / _TASK).read_text())
     windows = load_file(folder / _WINDOWS)["windows"]
     dist.init_process_group("gloo", timeout=_PATIENCE)

@@ -30,7 +30,7 @@ class Settings:
         (32, 128, 512, 1024)
     """
 
-    steps: int = 120
+    steps: int = 150
     context: int = 16_384
     batch: int = 1
     layers: int = 2

@@ -1,0 +1,86 @@
+"""The installed `ringspan` command, with every plugin."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROBLEM = ["--n", "16384", "--segments", "2048,16384", "--rates", "1,8", "--causal"]
+FIRST_PARTY = {"manual", "sdpa", "identity", "hilbert", "isend"}
+
+
+def ringspan(*arguments: str) -> str:
+    process = subprocess.run(
+        ["ringspan", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def as_json(*arguments: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(ringspan(*arguments, "--json"))
+    return content
+
+
+def test_doctor_finds_every_first_party_plugin_loaded() -> None:
+    plugins = {plugin["name"]: plugin for plugin in as_json("doctor")["plugins"]}
+    assert plugins.keys() >= FIRST_PARTY
+    for name in FIRST_PARTY:
+        assert plugins[name]["state"] == "loaded"
+        assert plugins[name]["providers"]
+
+
+def test_doctor_gives_a_reason_for_every_provider_that_is_not_usable() -> None:
+    for plugin in as_json("doctor")["plugins"]:
+        for provider in plugin["providers"]:
+            for found in provider["devices"]:
+                assert found["usable"] or found["reason"]
+
+
+def test_version_names_each_plugin_and_what_it_offers() -> None:
+    shown = ringspan("--version")
+    for word in ("ringspan 0.", "  manual 0.", "ordering hilbert", "communicator isend"):
+        assert word in shown
+
+
+def test_explain_names_the_chosen_backend_and_why_not_the_others() -> None:
+    decisions = as_json("explain", *PROBLEM)["decisions"]
+    backend = decisions["backend (causal)"]
+    states = {candidate["name"]: candidate for candidate in backend["candidates"]}
+    assert states[backend["chosen"]]["state"] == "chosen"
+    assert all(
+        candidate["reasons"] for name, candidate in states.items() if name != backend["chosen"]
+    )
+
+
+def test_explain_says_the_same_to_people() -> None:
+    shown = ringspan("explain", *PROBLEM, "--world-size", "4", "--backend", "manual")
+    for word in ("GFLOP", "tiles", "rank 3", "receives", "MiB", "manual: chosen", "isend: chosen"):
+        assert word in shown
+
+
+def test_explain_takes_a_pattern_along_a_curve_stored_along_another() -> None:
+    content = as_json(
+        "explain", "--grid", "32x32", "--segments", "64,1024", "--rates", "1,8",
+        "--along", "hilbert", "--ordering", "morton", "--world-size", "3",
+    )  # fmt: skip
+    assert sum(rank["rows"] for rank in content["ranks"]) == 1024
+
+
+@pytest.mark.parametrize("ordering", ["hilbert", "morton", "snake", "tiles"])
+def test_plot_draws_an_ordering(tmp_path: Path, ordering: str) -> None:
+    out = tmp_path / "ordering.svg"
+    ringspan("plot", "ordering", ordering, "--grid", "8x8", "--out", str(out))
+    assert out.read_text().startswith("<?xml")
+
+
+def test_plot_draws_a_cube(tmp_path: Path) -> None:
+    out = tmp_path / "ordering.png"
+    ringspan("plot", "ordering", "hilbert", "--grid", "4x4x4", "--out", str(out))
+    assert out.read_bytes().startswith(b"\x89PNG")
