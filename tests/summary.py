@@ -15,6 +15,9 @@ from xml.etree import ElementTree
 
 __all__ = ["summarize"]
 
+# A line that nobody scrolls back to is no help: the rest is in the reports and above.
+_MOST_NAMED = 20
+
 
 def summarize(folder: Path, tox_status: int) -> tuple[str, int]:
     """Returns the lines to print and the exit status.
@@ -39,6 +42,8 @@ def summarize(folder: Path, tox_status: int) -> tuple[str, int]:
     order = ("failed", "passed", "skipped", "error")
     parts = [f"{counts[name]} {name}" for name in order if counts[name]] or ["no tests ran"]
     status = tox_status or int(bool(broken) or not counts["passed"])
+    if (unnamed := len(broken) - _MOST_NAMED) > 0:
+        broken[_MOST_NAMED:] = [f"... and {unnamed} more"]
     return "\n".join([*broken, f"{', '.join(parts)} in {seconds:.2f}s"]), status
 
 

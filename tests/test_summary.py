@@ -41,6 +41,17 @@ def test_what_broke_is_named_with_its_environment(tmp_path: Path) -> None:
     assert status == 1
 
 
+def test_a_flood_of_failures_is_cut_short(tmp_path: Path) -> None:
+    report(tmp_path, "core", *[FAILED] * 30)
+    lines = summarize(tmp_path, 1)[0].splitlines()
+    assert lines[-3:] == [
+        "FAILED core: tests.a::breaks",
+        "... and 10 more",
+        "30 failed in 1.50s",
+    ]
+    assert len(lines) == 22
+
+
 def test_a_check_outside_pytest_that_failed_counts_as_an_error(tmp_path: Path) -> None:
     report(tmp_path, "core", PASSED)
     assert summarize(tmp_path, 2) == ("1 passed, 1 error in 1.50s", 2)
