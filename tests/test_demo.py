@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from ringspan.demo import Settings, checkpoint
+from ringspan.demo import checkpoint
 from ringspan.demo.data import held_out_windows, load_text, order0_entropy
 from ringspan.demo.evaluate import bits_per_byte, summed_nats
 from ringspan.demo.results import MOST_OF_ENTROPY
+from ringspan.demo.settings import Settings
 from ringspan.demo.train import Training
 
 if TYPE_CHECKING:
@@ -202,3 +203,12 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
     assert word in process.stderr
     assert process.stderr.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/run"):
+        process = demo("--out", str(tmp_path / out))
+        assert process.returncode == 2
+        assert "--out: expected a folder" in process.stderr
+    assert (tmp_path / "file").read_text() == "mine"

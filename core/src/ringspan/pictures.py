@@ -170,8 +170,13 @@ def check_out(path: Path) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the picture as PNG or SVG, by the suffix of `path`; no half-written file stays."""
+    """Draws the picture as PNG or SVG, by the suffix of `path`, then writes the file."""
     check_out(path)
     stream = io.BytesIO()
     figure.savefig(stream, format=path.suffix.lower()[1:], dpi=150)
-    path.write_bytes(stream.getvalue())
+    try:
+        path.write_bytes(stream.getvalue())
+    except OSError as error:
+        raise InvalidArgument(
+            "out", expected="a file that can be written", got=f"{path}: {error.strerror}"
+        ) from error

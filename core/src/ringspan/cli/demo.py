@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ringspan.cli.extras import require
+from ringspan.demo.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ringspan.demo import Job, Results
+    from ringspan.demo.results import Results
+    from ringspan.demo.run import Job
 
 __all__ = ["demo"]
 
@@ -35,15 +37,15 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the run writes.")] = Path(
         "demo-run"
     ),
-    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
-    context: Annotated[int | None, typer.Option(help="Bytes of a window.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Windows in a step.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Transformer blocks.")] = None,
-    width: Annotated[int | None, typer.Option(help="Features of a token.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights and of the order of text.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 (mixed).")] = None,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = Settings.steps,
+    context: Annotated[int, typer.Option(help="Bytes of a window.")] = Settings.context,
+    batch: Annotated[int, typer.Option(help="Windows in a step.")] = Settings.batch,
+    layers: Annotated[int, typer.Option(help="Transformer blocks.")] = Settings.layers,
+    width: Annotated[int, typer.Option(help="Features of a token.")] = Settings.width,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = Settings.heads,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = Settings.learning_rate,
+    seed: Annotated[int, typer.Option(help="Of weights and of the order of text.")] = Settings.seed,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16 (mixed).")] = Settings.dtype,
     world_size: Annotated[int, typer.Option(help="Processes in the ring.")] = 2,
     resume: Annotated[
         bool | None,
@@ -65,20 +67,9 @@ def demo(
     require("safetensors", "matplotlib")
     from rich.console import Console
 
-    from ringspan.demo import Interrupted, Job, Settings, run
+    from ringspan.demo.run import Interrupted, Job, run
 
-    given = {
-        "steps": steps,
-        "context": context,
-        "batch": batch,
-        "layers": layers,
-        "width": width,
-        "heads": heads,
-        "learning_rate": lr,
-        "seed": seed,
-        "dtype": dtype,
-    }
-    settings = Settings().with_options(given)
+    settings = Settings(steps, context, batch, layers, width, heads, lr, seed, dtype)
     job = Job(settings, (*(text or ()), *(more or ())), out, resume, world_size)
     console = Console(highlight=False)
     try:
@@ -103,8 +94,6 @@ def _say_how_to_resume(job: Job, console: Console) -> None:
 
 
 def _resume_command(job: Job) -> list[str]:
-    from ringspan.demo import Settings
-
     default = Settings().as_dict()
     words = ["ringspan", "demo", "--resume", "--out", str(job.out)]
     for name, value in job.settings.as_dict().items():

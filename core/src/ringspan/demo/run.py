@@ -89,7 +89,6 @@ def run(job: Job, console: Console) -> Results:
         highlight=False,
     )
     training = _opened(job, text, console)
-    job.out.mkdir(parents=True, exist_ok=True)
     _train(training, text, job, console)
     windows = held_out_windows(text, job.settings.context)
     results = _evaluated(training, windows, text, job, console)
@@ -99,11 +98,21 @@ def run(job: Job, console: Console) -> Results:
     return results
 
 
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(
+            "--out", expected="a folder that can be made", got=f"{out}: {error.strerror}"
+        ) from error
+
+
 def _opened(job: Job, text: Text, console: Console) -> Training:
     fresh = job.resume is False or (
         job.resume is None and (job.results.exists() or not job.checkpoint.exists())
     )
     if fresh:
+        _make_folder(job.out)
         for stale in (job.checkpoint, job.report, job.results):
             stale.unlink(missing_ok=True)
         return Training.begin(job.settings, text.digest)

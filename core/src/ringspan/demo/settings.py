@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ringspan.contracts.errors import InvalidArgument
@@ -93,12 +92,6 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """The fields, JSON-able."""
         return asdict(self)
-
-    def with_options(self, options: Mapping[str, Any]) -> Settings:
-        """A copy with the options that are not None."""
-        return replace(
-            self, **{name: value for name, value in options.items() if value is not None}
-        )
 
     def differences(self, other: Settings) -> list[str]:
         """`"name: theirs, not ours"` for each field in which `other` differs."""
