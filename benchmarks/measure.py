@@ -1,4 +1,4 @@
-"""How figures are measured: interleaved pairs in one run, medians, and the allocator's own count."""
+"""How figures are measured: interleaved pairs in one run, medians, the allocator's own count."""
 
 from __future__ import annotations
 

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ringspan as rs
 import torch
 from measure import interleaved, peak_bytes
-
-import ringspan as rs
 from ringspan.catalogue import catalogue
 from ringspan.contracts import CAUSAL, FULL
 from ringspan.engine.rows import key_rows, query_rows
@@ -68,7 +67,9 @@ class BareKernels:
         q, k, v, grad = tensors
         layout = Layout(case.tokens)
         plan = make_plan(case.pattern, causal=case.causal, kv_heads=HEADS, layout=layout, rank=0)
-        report = rs.explain(*(x.requires_grad_() for x in (q, k, v)), pattern=case.pattern, causal=case.causal)
+        report = rs.explain(
+            *(x.requires_grad_() for x in (q, k, v)), pattern=case.pattern, causal=case.causal
+        )
         (decision,) = report.decisions.values()
         self.backend = catalogue().provider("backend", decision.chosen)
         self.name = decision.chosen

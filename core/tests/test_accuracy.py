@@ -81,6 +81,8 @@ def test_a_right_kernel_in_any_number_of_pieces_is_accepted(
     assert_exact(in_pieces(c, c.multiplicity(), pieces=pieces, scale=scale), exact_for(c, scale))
 
 
+# In 16 bits a leak into one row drowns in rounding; what a kernel sees is tested in these.
+WIDE = (torch.float32, torch.float64)
 TYPICAL = Configuration(
     N=192,
     segment_lengths=(48, 192),
@@ -102,7 +104,7 @@ def rejected(actual: Tensors, exact: Yardstick) -> set[str]:
     return {name for name, found in measure(actual, exact).items() if not found.exact}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_a_causal_leak_of_one_key_in_one_row_of_one_head_is_rejected(dtype: torch.dtype) -> None:
     c = replace(TYPICAL, dtype=dtype)
     leaking = c.multiplicity()
@@ -113,7 +115,7 @@ def test_a_causal_leak_of_one_key_in_one_row_of_one_head_is_rejected(dtype: torc
         assert_exact(found, exact_for(c, 0.25))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*WIDE, torch.float16], ids=str)
 def test_a_bf16_lse_is_rejected_by_itself(dtype: torch.dtype) -> None:
     c = replace(TYPICAL, dtype=dtype)
     found = kernel(c)

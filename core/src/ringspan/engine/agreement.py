@@ -43,8 +43,9 @@ def agree(group: dist.ProcessGroup, facts: Facts) -> None:
     key = tuple(sorted(facts.items()))
     if key in agreed.known:
         return
-    _compare(group, facts, agreed.rounds)
+    # Counted before the comparison: after a refusal a retry must not read this round's facts.
     agreed.rounds += 1
+    _compare(group, facts, agreed.rounds)
     agreed.known.add(key)
 
 

@@ -13,11 +13,12 @@ from ringspan.catalogue import catalogue
 from ringspan.contracts.backend import AttentionBackend, Problem
 from ringspan.contracts.communicator import Communicator
 from ringspan.contracts.masks import MaskCase
+from ringspan.engine.timing import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ringspan_registry import Decision, DeviceInfo
+    from ringspan_registry import Decision, DeviceInfo, Provider
 
     from ringspan.engine.call import Call
 
@@ -99,7 +100,14 @@ def decide(
         problem = _problem(call, operands, mask, info)
         yield (
             backend_for(mask),
-            partial(catalogue().select, "backend", problem, info, requested=call.backend),
+            partial(
+                catalogue().select,
+                "backend",
+                problem,
+                info,
+                requested=call.backend,
+                measure=partial(_seconds, problem=problem),
+            ),
         )
     if ring:
         yield (
@@ -120,6 +128,10 @@ def choose(call: Call, operands: Operands, masks: Iterable[MaskCase], ring: bool
 def backend_for(mask: MaskCase) -> str:
     """The name of the decision about the backend for a mask case."""
     return f"backend ({mask})"
+
+
+def _seconds(provider: Provider, problem: Problem) -> float:
+    return seconds(cast("AttentionBackend", provider), problem)
 
 
 def _problem(call: Call, operands: Operands, mask: MaskCase, info: DeviceInfo) -> Problem:

@@ -44,7 +44,8 @@ class Total:
     def __init__(
         self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype, covered: bool
     ) -> None:
-        self._shape, self._dtype, self._covered = shape, dtype, covered
+        self.dtype = dtype
+        self._shape, self._covered = shape, covered
         self._device = like.device
         self._tensor: Tensor | None = None
 
@@ -53,14 +54,14 @@ class Total:
         """What has arrived so far."""
         if self._tensor is None:
             make = torch.empty if self._covered else torch.zeros
-            self._tensor = make(self._shape, dtype=self._dtype, device=self._device)
+            self._tensor = make(self._shape, dtype=self.dtype, device=self._device)
         return self._tensor
 
     def put(self, rows: Selection, piece: Tensor, *, first: bool) -> None:
         """Takes `[B * T, L, H, D]`: written where these rows are untouched, else added."""
         if first and self._tensor is None and rows.is_all_of(self._shape):
             # The kernel's own result is the sum so far: no copy.
-            self._tensor = piece.reshape(self._shape).to(self._dtype)
+            self._tensor = piece.reshape(self._shape).to(self.dtype)
             return
         put = rows.write if first else rows.add
         put(self.tensor, rows.split(piece, self._shape[0]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ringspan.catalogue import catalogue
 from ringspan.contracts.errors import BrokenContract
@@ -12,6 +12,8 @@ from ringspan.contracts.tokens import Tokens
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from ringspan.contracts.ordering import Ordering
 
 __all__ = ["order"]
 
@@ -24,7 +26,7 @@ def order(
     weights: tuple[float, ...] | None = None,
 ) -> npt.NDArray[np.int64]:
     """The token at each place, int64 `[N]`, along the named ordering."""
-    provider = catalogue().provider("ordering", ordering)
+    provider = cast("Ordering", catalogue().provider("ordering", ordering))
     permutation = provider.places(tokens, shards=shards, weights=weights, device="cpu")
     if permutation.tokens.numel() != tokens.N:
         raise BrokenContract(

@@ -78,15 +78,17 @@ class _Progressions:
 
 
 def _steps(rows: Ints) -> tuple[int, int] | None:
-    """`(tile_step, step)` where rows are in arithmetic progression in both directions."""
+    """`(tile_step, step)` where rows ascend in arithmetic progression in both directions.
+
+    Tensors have no negative strides, so descending rows do not count.
+    """
     tile_step = int(rows[1, 0] - rows[0, 0]) if rows.shape[0] > 1 else 0
     step = int(rows[0, 1] - rows[0, 0]) if rows.shape[1] > 1 else 1
-    tiles, length = np.arange(rows.shape[0])[:, None], np.arange(rows.shape[1])
-    return (
-        (tile_step, step)
-        if (rows == rows[0, 0] + tiles * tile_step + length * step).all()
-        else None
-    )
+    if tile_step < 0 or step < 0:
+        return None
+    tiles, places = np.arange(rows.shape[0])[:, None], np.arange(rows.shape[1])
+    expected = rows[0, 0] + tiles * tile_step + places * step
+    return (tile_step, step) if (rows == expected).all() else None
 
 
 def _chains(units: list[Unit]) -> Iterator[list[Unit]]:
@@ -99,7 +101,7 @@ def _chains(units: list[Unit]) -> Iterator[list[Unit]]:
         points[_point(unit)].append(unit)
     while points:
         first = min(points)
-        # Tensors have no negative strides, so heads and rows advance or stay.
+        # Heads and rows advance together, or stay.
         ahead = [
             point
             for point in sorted(points)

@@ -9,9 +9,10 @@ absolute values, `max|s|` the largest score that any query sees. `e` is the unit
 the accumulating dtype, 2**-24 (2**-53 for float64): what any kernel owes to `exp(s - LSE)`,
 since a score of size `s` is itself rounded by `e |s|`.
 
-`lse` is never in a narrow dtype, so `u` is `e` for it. It may err by as much as a score, so `C`
-is 1, and by its own rounding, so `max|LSE|` takes the place of `max|s|` where it is larger. Its
--inf must stand exactly where the formula has them.
+`lse` may err by as much as a score, so its `C` is 1, and by its own rounding, so `max|LSE|` takes
+the place of `max|s|` where it is larger. Its `u` is the dtype's, as for every tensor: kernels for
+16-bit inputs take exponentials to no more than that. Its -inf must stand exactly where the formula
+has them.
 
 Where the pattern leaves nothing to sum (a row without keys, a key that nobody sees) a result must
 be exactly zero. Where terms are there and merely cancel or underflow, it need not be.
@@ -55,7 +56,7 @@ class Yardstick:
         e = _unit_roundoff(torch.promote_types(self.dtype, torch.float32))
         u, size = _unit_roundoff(self.dtype), self.largest_score
         if name == "lse":
-            u, size = e, max(size, _largest(F[seen]))
+            size = max(size, _largest(F[seen]))
         return 2 * _rms((ref - F)[seen]) + 2 * (u + e * size) * _rms(C[seen])
 
 

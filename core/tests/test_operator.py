@@ -1,0 +1,168 @@
+"""One node for autograd, torch.compile and checkpointing."""
+
+from __future__ import annotations
+
+import pytest
+import ringspan as rs
+import torch
+from ringspan.engine import operator
+from ringspan.engine.call import Call
+from ringspan.errors import UnknownProvider
+from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+PATTERN = rs.Dilated((4, 9), (1, 3))
+
+
+def _inputs(N: int = 13, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    shapes = ((2, N, 4, 6), (2, N, 2, 6), (2, N, 2, 5))
+    return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
+
+
+def test_the_operator_passes_opcheck() -> None:
+    call = Call(PATTERN, causal=True)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        torch.library.opcheck(operator.attention, (*_inputs(dtype=dtype), call.text, 13))
+
+
+def test_the_backward_operator_passes_opcheck() -> None:
+    q, k, v = (x.detach() for x in _inputs())
+    text = Call(PATTERN, causal=True).text
+    out, lse, ticket = operator.attention(q, k, v, text, 13)
+    arguments = (torch.randn_like(out), q, k, v, out, lse, ticket, text, 13)
+    torch.library.opcheck(operator.attention_backward, arguments)
+
+
+@pytest.mark.parametrize("pattern", [rs.Dense(), PATTERN, rs.Dilated((5,), (5,), "blocked")])
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_are_the_derivative(pattern: rs.Dense | rs.Dilated, causal: bool) -> None:
+    assert torch.autograd.gradcheck(
+        lambda *qkv: rs.attention(*qkv, pattern=pattern, causal=causal), _inputs(7)
+    )
+
+
+def test_a_second_derivative_is_refused() -> None:
+    q, k, v = _inputs()
+    out = rs.attention(q, k, v, pattern=PATTERN)
+    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+def test_the_lse_has_no_gradient() -> None:
+    _, lse = rs.attention(*_inputs(), pattern=PATTERN, return_lse=True)
+    assert not lse.requires_grad
+
+
+def test_no_gradient_is_prepared_for_where_none_is_needed() -> None:
+    with torch.no_grad():
+        rs.attention(*_inputs(), pattern=PATTERN)
+    problem = rs.last_run().decisions["backend (full)"].problem  # type: ignore[union-attr]
+    assert not problem.needs_backward  # type: ignore[attr-defined]
+
+
+def test_a_compiled_module_is_whole_and_does_not_recompile_per_length() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    module = rs.nn.DilatedSelfAttention(16, 4, (4, 8), (1, 2), kv_heads=2)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for N in (5, 6, 7, 12, 29, 64):
+        x = torch.randn(2, N, 16, requires_grad=True)
+        upstream = torch.randn(2, N, 16)
+        out, expected = compiled(x), module(x)
+        torch.testing.assert_close(out, expected)
+        grads = [torch.autograd.grad(y, x, upstream)[0] for y in (out, expected)]
+        torch.testing.assert_close(*grads)
+    # One graph for the first length, and one for all others.
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_inductor_compiles_it_whole() -> None:
+    torch._dynamo.reset()
+    module = rs.nn.DilatedSelfAttention(16, 4, (4, 8), (1, 2))
+    compiled = torch.compile(module, fullgraph=True)
+    x = torch.randn(2, 11, 16, requires_grad=True)
+    out, expected = compiled(x), module(x)
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, upstream)[0] for y in (out, expected)))
+
+
+def test_a_pattern_may_be_built_inside_a_compiled_function() -> None:
+    torch._dynamo.reset()
+
+    def function(q: torch.Tensor) -> torch.Tensor:
+        return rs.attention(q, q, q, pattern=rs.Dilated((4, 8), (1, 2)), causal=True)
+
+    q = torch.randn(1, 10, 2, 4)
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(q), function(q))
+
+
+def test_a_context_is_read_when_a_compiled_function_runs() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q: rs.attention(q, q, q), fullgraph=True, backend="eager")
+    q = torch.randn(1, 6, 2, 4)
+    compiled(q)
+    with rs.use(backend=["toy"]):
+        compiled(q)
+    assert rs.last_run().decisions["backend (full)"].requested == ("toy",)  # type: ignore[union-attr]
+    assert rs.last_run().decisions["backend (full)"].source == "context"  # type: ignore[union-attr]
+
+
+def test_activations_can_be_recomputed() -> None:
+    q, k, v = _inputs()
+    upstream = torch.randn(2, 13, 4, 5, dtype=torch.float64)
+
+    def function(*qkv: torch.Tensor) -> torch.Tensor:
+        out = rs.attention(*qkv, pattern=PATTERN, causal=True)
+        assert isinstance(out, torch.Tensor)
+        return out
+
+    plain = torch.autograd.grad(function(q, k, v), (q, k, v), upstream)
+    again = torch.autograd.grad(
+        checkpoint(function, q, k, v, use_reentrant=False), (q, k, v), upstream
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_autograd_through_part_of_the_inputs_is_enough() -> None:
+    q, k, v = _inputs()
+    out = rs.attention(q.detach(), k, v.detach(), pattern=PATTERN)
+    (grad,) = torch.autograd.grad(out, k, torch.ones_like(out))
+    assert grad.shape == k.shape
+
+
+def test_the_backward_uses_what_the_forward_chose_outside_its_context() -> None:
+    q, k, v = _inputs()
+    out = rs.attention(q, k, v, pattern=PATTERN)
+    with rs.use(backend="nobody"):
+        with pytest.raises(UnknownProvider):
+            rs.attention(q, k, v, pattern=PATTERN)
+        (grad,) = torch.autograd.grad(out, q, torch.ones_like(out))
+    assert grad.isfinite().all()
+
+
+def test_the_text_of_a_call_names_no_length() -> None:
+    assert "1234" not in Call(PATTERN, layout=rs.Layout(1234, 2)).text
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call(rs.Dense()),
+        Call(rs.Dilated((4, 8), (1, 2), "blocked", along=rs.Along("hilbert", fold=True)), True),
+        Call(PATTERN, scale=0.5, tokens=rs.Grid(3, 4), layout=rs.Layout(rs.Grid(3, 4), 2)),
+        Call(PATTERN, layout=rs.Layout(12, 2, "snake", (1.0, 2.0)), group="g", backend=("a", "b")),
+        Call(PATTERN, layout=rs.Layout(12, 2, sizes=(5, 7)), needs_backward=False),
+    ],
+)
+def test_a_call_survives_its_text(call: Call) -> None:
+    assert Call.from_text(call.text, 12) == call
+
+
+def test_coordinates_survive_the_text_as_long_as_they_live() -> None:
+    points = rs.Coordinates([[0, 0], [3, 4]])
+    assert Call.from_text(Call(PATTERN, tokens=points).text, 2).tokens is points
