@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ringspan import Dense, Dilated, Layout
 from ringspan.contracts import Affine, Indexed, MaskCase, Tiles
-from ringspan.plan.schedule import Plan, make_plan
+from ringspan.plan.schedule import make_plan
+from ringspan.plan.steps import Plan
 from ringspan.testing.strategies import Configuration, configurations
 
 

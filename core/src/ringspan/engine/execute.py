@@ -3,78 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ringspan.contracts.backend import Grads
 from ringspan.contracts.communicator import Exchange
-from ringspan.contracts.masks import Mask, MaskCase
-from ringspan.contracts.work import Tiles
-from ringspan.engine.choice import Choice
+from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import Accumulator, Total, accumulation_dtype
 from ringspan.engine.ring import Arrival, KeyValue, Ring
 from ringspan.engine.rows import key_rows, query_rows
-from ringspan.plan.schedule import Plan, Step
+from ringspan.plan.steps import Plan, Step
 
-__all__ = ["Kernels", "backward", "forward"]
-
-
-@dataclass(frozen=True, slots=True)
-class Kernels:
-    """The chosen backends, and what they need to know of the call."""
-
-    choice: Choice
-    scale: float
-    group: int
-    """Query heads per key/value head."""
-
-    def forward(self, tiles: Tiles, query: Tensor, rows: KeyValue) -> tuple[Tensor, Tensor]:
-        """One batch of tiles: out and lse."""
-        at_query, at_key = query_rows(tiles, self.group), key_rows(tiles)
-        return self.choice.backend(tiles.mask).forward(
-            at_query.tile_batch(query),
-            at_key.tile_batch(rows.key),
-            at_key.tile_batch(rows.value),
-            mask=_mask(tiles, query, self.group),
-            scale=self.scale,
-        )
-
-    def backward(self, tiles: Tiles, saved: Saved, rows: KeyValue) -> Grads:
-        """One batch of tiles: its share of the gradients, given the final out and lse."""
-        at_query, at_key = query_rows(tiles, self.group), key_rows(tiles)
-        lse = at_query.tile_batch(saved.lse.transpose(1, 2).unsqueeze(-1))
-        return self.choice.backend(tiles.mask).backward(
-            at_query.tile_batch(saved.grad_out),
-            at_query.tile_batch(saved.query),
-            at_key.tile_batch(rows.key),
-            at_key.tile_batch(rows.value),
-            at_query.tile_batch(saved.out),
-            lse.squeeze(-1).transpose(1, 2).contiguous(),
-            mask=_mask(tiles, saved.query, self.group),
-            scale=self.scale,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """What the backward pass starts from: `[B, N, H, D]` each, lse `[B, H, N]`."""
-
-    grad_out: Tensor
-    query: Tensor
-    local: KeyValue
-    out: Tensor
-    lse: Tensor
-
-
-def _mask(tiles: Tiles, query: Tensor, group: int) -> Mask:
-    if tiles.high is None:
-        return Mask(tiles.mask)
-    # [T, K, L] -> [B * T, K * G, L]
-    high = tiles.high.on(query.device).repeat_interleave(group, dim=1)
-    high = high.repeat(query.shape[0], 1, 1)
-    return Mask(MaskCase.INTERVAL, torch.zeros_like(high), high)
+__all__ = ["backward", "forward"]
 
 
 def _arrivals(

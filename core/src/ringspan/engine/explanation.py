@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ringspan_registry import Decision
     from torch import Tensor
 
-    from ringspan.plan.schedule import Plan
+    from ringspan.plan.steps import Plan
 
 __all__ = ["Explanation", "Inputs", "RankReport", "StepReport", "explain_call"]
 

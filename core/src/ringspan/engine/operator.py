@@ -19,6 +19,7 @@ from ringspan.engine import execute
 from ringspan.engine.agreement import agree
 from ringspan.engine.call import Call
 from ringspan.engine.choice import Choice, Operands, choose, recall, remember
+from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import accumulation_dtype
 from ringspan.engine.plans import cached_plan
 from ringspan.engine.ring import KeyValue
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ringspan_registry import Decision
 
     from ringspan.contracts.communicator import Exchange
-    from ringspan.plan.schedule import Plan
+    from ringspan.plan.steps import Plan
 
 __all__ = ["AGREE_ON_LENGTHS", "LastRun", "attention", "attention_backward", "last_run"]
 
@@ -85,8 +86,8 @@ class _Run:
         """Nothing to compute on any rank."""
         return self.operands.batch == 0 or self.layout.N == 0
 
-    def kernels(self, choice: Choice) -> execute.Kernels:
-        return execute.Kernels(choice, self.scale, self.operands.group_size)
+    def kernels(self, choice: Choice) -> Kernels:
+        return Kernels(choice, self.scale, self.operands.group_size)
 
     def choose(self) -> Choice:
         return choose(self.call, self.operands, self.plan.masks, self.group is not None)
@@ -218,7 +219,7 @@ def attention_backward(
     if run.empty:
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     choice = recall(int(ticket))
-    saved = execute.Saved(grad_out, query, KeyValue(key, value), out, lse)
+    saved = Saved(grad_out, query, KeyValue(key, value), out, lse)
     return execute.backward(run.plan, run.kernels(choice), saved, run.open(choice))
 
 

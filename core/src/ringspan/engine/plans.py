@@ -6,7 +6,8 @@ from functools import lru_cache
 
 from ringspan.contracts.pattern import Pattern
 from ringspan.plan.layout import Layout
-from ringspan.plan.schedule import Plan, make_plan
+from ringspan.plan.schedule import make_plan
+from ringspan.plan.steps import Plan
 
 __all__ = ["cached_plan"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ringspan.contracts.communicator import Exchange, Message, Pending
-from ringspan.plan.schedule import Parcel, Step
+from ringspan.plan.steps import Parcel, Step
 
 __all__ = ["Arrival", "KeyValue", "Ring"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ringspan.plan.schedule import Plan
+    from ringspan.plan.steps import Plan
 
 __all__ = ["Cost", "cost_of"]
 

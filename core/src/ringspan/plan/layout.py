@@ -162,10 +162,9 @@ class Layout:
         return hash(self._key())
 
     def __repr__(self) -> str:
-        return (
-            f"Layout({self.tokens!r}, world_size={self.world_size}, ordering={self.ordering!r}, "
-            f"sizes={self.sizes})"
-        )
+        what = self.N if isinstance(self.tokens, Sequence) else self.tokens
+        ordering = "" if self.ordering is None else f", ordering={self.ordering!r}"
+        return f"Layout({what!r}, world_size={self.world_size}{ordering}, sizes={self.sizes})"
 
 
 class _Gather(torch.autograd.Function):

@@ -56,7 +56,6 @@ def reference(
     scale: float | None = None,
     sink: Float[Tensor, " H"] | Float[Tensor, "H Nq"] | None = None,
     grad_out: Float[Tensor, "B Nq H Dv"] | None = None,
-    dtype: torch.dtype | None = None,
 ) -> ReferenceResult:
     """The formula evaluated in float64, whatever the dtype of the inputs.
 
@@ -69,7 +68,6 @@ def reference(
         scale: default `D ** -0.5`.
         sink: a logit per head, or per head and query.
         grad_out: upstream gradient; without it there are no gradients in the result.
-        dtype: evaluate in this dtype instead, as `ringspan.testing.plain` does.
 
     Errors:
         InvalidArgument: shapes that do not fit together.
@@ -80,10 +78,6 @@ def reference(
         >>> reference(q, k, v, causal, scale=0.0).lse.exp().round()
         tensor([[[1., 2., 3.]]], dtype=torch.float64)
     """
-    if dtype is not None:
-        from ringspan.testing.plain import plain
-
-        return plain(q, k, v, multiplicity, scale=scale, sink=sink, grad_out=grad_out, dtype=dtype)
     a = _Attended.by(q, k, v, multiplicity, scale, sink)
     if grad_out is None:
         return ReferenceResult(a.out, a.lse)
