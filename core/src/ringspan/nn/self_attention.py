@@ -70,7 +70,7 @@ class DilatedSelfAttention(nn.Module):
         kv_heads = num_heads if kv_heads is None else kv_heads
         _check_heads(embed_dim, num_heads, kv_heads)
         self.num_heads, self.kv_heads, self.causal = num_heads, kv_heads, causal
-        self.head_dim = embed_dim // num_heads
+        self.embed_dim, self.head_dim = embed_dim, embed_dim // num_heads
         self.pattern = Dilated(
             tuple(segment_lengths), tuple(dilation_rates), head_offsets=head_offsets, along=along
         )
@@ -99,6 +99,12 @@ class DilatedSelfAttention(nn.Module):
             group: see `ringspan.attention`.
             tokens: see `ringspan.attention`.
         """
+        if x.dim() != 3 or x.shape[-1] != self.embed_dim:
+            raise InvalidArgument(
+                "x",
+                expected=f"shape [batch, tokens, {self.embed_dim}]",
+                got=f"shape {list(x.shape)}",
+            )
         q = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))

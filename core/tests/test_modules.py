@@ -1,0 +1,102 @@
+"""Modules: projections, rotary embedding by position, and stable names."""
+
+from __future__ import annotations
+
+import pytest
+import ringspan as rs
+import torch
+from ringspan.errors import InvalidArgument
+from ringspan.nn import DilatedSelfAttention, RotaryEmbedding
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+def test_rotary_embedding_is_a_complex_rotation_by_position() -> None:
+    x = torch.randn(2, 9, 3, 8, dtype=torch.float64)
+    positions = torch.tensor([0, 1, 5, 2, 100, 7, 3, 3, 12345])
+    pairs = torch.complex(x[..., :4], x[..., 4:])
+    frequency = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    turned = pairs * torch.polar(
+        torch.ones(9, 1, 4, dtype=torch.float64), (positions[:, None] * frequency)[:, None]
+    )
+    expected = torch.cat([turned.real, turned.imag], dim=-1)
+    torch.testing.assert_close(RotaryEmbedding(8)(x, positions), expected)
+
+
+def test_scores_depend_on_distance_alone() -> None:
+    rotary = RotaryEmbedding(8)
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
+    scores = [
+        (rotary(q, torch.tensor([i])) * rotary(k, torch.tensor([i - 3]))).sum() for i in (3, 50)
+    ]
+    torch.testing.assert_close(*scores)
+
+
+def test_sixteen_bit_inputs_get_angles_of_full_precision() -> None:
+    x = torch.ones(1, 1, 1, 8, dtype=torch.bfloat16)
+    far = torch.tensor([100_003])
+    wide = RotaryEmbedding(8)(x.double(), far)
+    assert (RotaryEmbedding(8)(x, far).double() - wide).abs().max() < 0.02
+
+
+def test_the_module_is_projections_around_attention() -> None:
+    layer = DilatedSelfAttention(24, 6, (5, 20), (1, 3), kv_heads=2, rotary=False, bias=True)
+    x = torch.randn(2, 20, 24)
+    q, k, v = (
+        projection(x).unflatten(-1, (-1, 4))
+        for projection in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+    out = rs.attention(q, k, v, pattern=rs.Dilated((5, 20), (1, 3)), causal=True)
+    torch.testing.assert_close(layer(x), layer.out_proj(out.flatten(-2)))
+
+
+def test_a_causal_module_never_looks_ahead() -> None:
+    layer = DilatedSelfAttention(16, 4, (5, 20), (1, 3))
+    x = torch.randn(1, 20, 16)
+    changed = x.clone()
+    changed[:, 12:] = torch.randn(1, 8, 16)
+    assert torch.equal(layer(x)[:, :12], layer(changed)[:, :12])
+
+
+def test_names_in_the_state_dict_are_stable() -> None:
+    layer = DilatedSelfAttention(16, 4, (5,), (1,), bias=True)
+    names = {f"{p}_proj.{kind}" for p in ("q", "k", "v", "out") for kind in ("weight", "bias")}
+    assert set(layer.state_dict()) == names
+
+
+def test_positions_come_from_the_layout() -> None:
+    layer = DilatedSelfAttention(16, 4, (4, 12), (1, 3))
+    x = torch.randn(1, 12, 16)
+    weighted = rs.Layout(12, 1)
+    torch.testing.assert_close(layer(x, layout=weighted), layer(x))
+
+
+def test_a_module_prints_what_it_attends_to() -> None:
+    assert "segment_lengths=(4, 12)" in repr(DilatedSelfAttention(16, 4, (4, 12), (1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("argument", "arguments", "options"),
+    [
+        ("embed_dim", (15, 4, (4,), (1,)), {}),
+        ("embed_dim", (16, 0, (4,), (1,)), {}),
+        ("kv_heads", (16, 4, (4,), (1,)), {"kv_heads": 3}),
+        ("kv_heads", (16, 4, (4,), (1,)), {"kv_heads": 0}),
+        ("head_dim", (12, 4, (4,), (1,)), {}),
+        ("rotary_base", (16, 4, (4,), (1,)), {"rotary_base": 0.0}),
+        ("dilation_rates", (16, 4, (4,), (1, 2)), {}),
+    ],
+)
+def test_a_module_that_makes_no_sense_is_refused_by_name(
+    argument: str, arguments: tuple[object, ...], options: dict[str, object]
+) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        DilatedSelfAttention(*arguments, **options)  # type: ignore[arg-type]
+    assert refusal.value.argument == argument
+
+
+def test_input_of_another_shape_is_refused_by_name() -> None:
+    layer = DilatedSelfAttention(16, 4, (4,), (1,))
+    with pytest.raises(InvalidArgument) as refusal:
+        layer(torch.randn(20, 16))
+    assert refusal.value.argument == "x"
