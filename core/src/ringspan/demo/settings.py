@@ -35,7 +35,7 @@ class Settings:
     layers: int = 2
     width: int = 128
     heads: int = 4
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     seed: int = 0
     dtype: str = "float32"
 
