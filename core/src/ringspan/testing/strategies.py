@@ -3,75 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from hypothesis import strategies as st
 
-from ringspan.testing.multiplicity import dilated
+from ringspan.testing.configuration import DTYPES, Configuration, Inputs
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["Configuration", "Inputs", "configurations", "lengths"]
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-class Inputs(NamedTuple):
-    """Random tensors of a configuration."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    grad_out: Tensor
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One dilated attention problem. A failing one is printed whole and can be pasted back."""
-
-    N: int
-    segment_lengths: tuple[int, ...]
-    dilation_rates: tuple[int, ...]
-    heads: int = 1
-    kv_heads: int = 1
-    head_dim: int = 4
-    value_head_dim: int = 4
-    batch: int = 1
-    causal: bool = False
-    dtype: torch.dtype = torch.float32
-    head_offsets: str = "modulo"
-    seed: int = 0
-
-    def inputs(self) -> Inputs:
-        """q, k, v and an upstream gradient: normal, the same ones for the same configuration."""
-        generator = torch.Generator().manual_seed(self.seed)
-        shapes = (
-            (self.heads, self.head_dim),
-            (self.kv_heads, self.head_dim),
-            (self.kv_heads, self.value_head_dim),
-            (self.heads, self.value_head_dim),
-        )
-        return Inputs(
-            *(
-                torch.randn(self.batch, self.N, *shape, generator=generator).to(self.dtype)
-                for shape in shapes
-            )
-        )
-
-    def multiplicity(self) -> Tensor:
-        """How often each query sees each key, `[heads, N, N]`."""
-        return dilated(
-            self.N,
-            self.heads,
-            self.kv_heads,
-            self.segment_lengths,
-            self.dilation_rates,
-            self.head_offsets,
-            self.causal,
-        )
+__all__ = ["DTYPES", "Configuration", "Inputs", "configurations", "lengths"]
 
 
 def lengths(max_N: int = 320) -> st.SearchStrategy[int]:
