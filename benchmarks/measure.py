@@ -31,7 +31,7 @@ class Pairs:
 
 
 def interleaved(
-    first: Callable[[], object], second: Callable[[], object], pairs: int, device: str = "cpu"
+    first: Callable[[], object], second: Callable[[], object], pairs: int, device: torch.device
 ) -> Pairs:
     """Times both, after a warm-up of each; every other pair starts with the second."""
     first(), second()
@@ -42,7 +42,7 @@ def interleaved(
     return Pairs(tuple(times[0]), tuple(times[1]))
 
 
-def _seconds(function: Callable[[], object], device: str) -> float:
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
     _settle(device)
     start = time.perf_counter()
     function()
@@ -50,19 +50,19 @@ def _seconds(function: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _settle(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
+def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     """The most bytes of tensors alive at once during `function`, above those before it."""
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         kept = function()
         del kept
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
