@@ -3,7 +3,8 @@
     LSE = logaddexp(LSE_a, LSE_b)
     O   = O_a exp(LSE_a - LSE) + O_b exp(LSE_b - LSE)
 
-with both-empty rows guarded: -inf with -inf gives zero weights, never NaN.
+The two weights sum to one, so the output moves from `O_a` towards `O_b` by the second: one pass
+over memory. Both-empty rows are guarded: -inf with -inf moves nothing, and is never NaN.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringspan.engine.rows import Selection
+from ringspan.engine.rows import Selection, in_cache
 
 __all__ = ["Accumulator", "Total", "accumulation_dtype", "merge_"]
 
@@ -26,8 +27,9 @@ def merge_(out: Tensor, lse: Tensor, piece_out: Tensor, piece_lse: Tensor) -> No
     total = torch.logaddexp(lse, piece_lse)
     # Where both are empty the difference would be inf - inf; any finite number serves.
     finite = torch.where(total == -torch.inf, 0.0, total)
-    out.mul_(torch.exp(lse - finite))
-    out.addcmul_(piece_out.to(out.dtype), torch.exp(piece_lse - finite))
+    weight = torch.exp(piece_lse - finite)
+    for part, piece, share in in_cache(out, piece_out, weight):
+        part.lerp_(piece.to(part.dtype), share.to(part.dtype))
     lse.copy_(total)
 
 

@@ -6,6 +6,7 @@ key/value head, D head dim.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from ringspan.contracts.work import Affine, Indexed, Rows, Tiles
 
-__all__ = ["Selection", "key_rows", "query_rows"]
+__all__ = ["Selection", "in_cache", "key_rows", "query_rows"]
+
+_CACHED_ELEMENTS = 2**19
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ class Selection:
     def add(self, x_BNHD: Tensor, piece: Tensor) -> None:
         """`x[rows] += piece`, in place. No row occurs twice in a selection."""
         view = self.view(x_BNHD)
-        view += piece
+        for total, part in in_cache(view, piece):
+            total += part
         self.settle(x_BNHD, view)
 
     def settle(self, x_BNHD: Tensor, changed: Tensor) -> None:
@@ -109,3 +113,11 @@ def query_rows(tiles: Tiles, group: int) -> Selection:
 def key_rows(tiles: Tiles) -> Selection:
     """The key rows of `tiles`."""
     return Selection(tiles.key, tiles.key_heads, tiles.count, tiles.key_length, 1)
+
+
+def in_cache(*pieces: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Equal selections `[B, T, ..]`, some tiles at a time: what is widened on the way to a sum
+    then stays in cache."""
+    tiles, elements = pieces[0].shape[1], pieces[0].numel()
+    some = max(1, _CACHED_ELEMENTS * tiles // max(1, elements))
+    return zip(*(torch.split(piece, some, 1) for piece in pieces), strict=True)
