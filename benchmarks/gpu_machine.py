@@ -54,7 +54,7 @@ def providers(device: torch.device) -> list[dict[str, Any]]:
             found.append({**facts, "kind": "", "name": "", "usable": False})
         for kind, name in record.providers:
             answer = catalogue().probe(kind, name, info)
-            facts["reason"] = " ".join(part for part in (answer.reason, answer.remedy) if part)
+            facts["reason"] = "; ".join(part for part in (answer.reason, answer.remedy) if part)
             found.append({**facts, "kind": kind, "name": name, "usable": answer.usable})
     return found
 
