@@ -29,7 +29,7 @@ from ringspan.contracts.hookspecs import ENTRY_POINT_GROUP, HOOK_KINDS, hookimpl
 from ringspan.contracts.masks import CAUSAL, FULL, Mask, MaskCase
 from ringspan.contracts.ordering import Ordering, Permutation
 from ringspan.contracts.pattern import Cliques, Domain, Pattern
-from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens, shard_sizes
+from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens, axes_of, shard_sizes
 from ringspan.contracts.work import Affine, Indexed, Rows, Tiles
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "Tiles",
     "Tokens",
     "UnknownProvider",
+    "axes_of",
     "hookimpl",
     "shard_sizes",
 ]

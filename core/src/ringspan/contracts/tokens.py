@@ -16,8 +16,11 @@ from ringspan.contracts.errors import InvalidArgument
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import torch
+    from jaxtyping import Int
+    from torch import Tensor
 
-__all__ = ["Coordinates", "Grid", "Sequence", "Tokens", "shard_sizes"]
+__all__ = ["Coordinates", "Grid", "Sequence", "Tokens", "axes_of", "shard_sizes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,37 @@ _serial = itertools.count()
 _living: weakref.WeakValueDictionary[str, Coordinates] = weakref.WeakValueDictionary()
 
 Tokens = Sequence | Grid | Coordinates
+
+
+def axes_of(
+    tokens: Tokens, *, ordering: str, device: torch.device | str = "cpu"
+) -> tuple[Int[Tensor, " N"], ...]:
+    """The coordinates of `tokens`, measured from the smallest: int64 `[N]` per axis.
+
+    For orderings that follow the geometry; `ordering` is the name to refuse in.
+
+    Raises:
+        InvalidArgument: `tokens` is a plain `Sequence`, which has no coordinates.
+
+    Example:
+        >>> [axis.tolist() for axis in axes_of(Coordinates([[5, 7], [6, 7]]), ordering="mine")]
+        [[0, 1], [0, 0]]
+    """
+    import torch
+
+    if isinstance(tokens, Sequence):
+        raise InvalidArgument(
+            "tokens",
+            expected=f"Grid or Coordinates, for the ordering {ordering!r} follows two or three "
+            "dimensions",
+            got=repr(tokens),
+            remedy="Pass tokens=Grid(h, w), or fold the sequence on an invented grid with "
+            f"along=Along({ordering!r}, fold=True)",
+        )
+    points = tokens.coordinates
+    if len(points) > 0:
+        points = points - points.min(axis=0)
+    return tuple(torch.tensor(points[:, axis], device=device) for axis in range(points.shape[1]))
 
 
 def shard_sizes(N: int, shards: int, weights: tuple[float, ...] | None) -> tuple[int, ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from ringspan.contracts import InvalidArgument, Sequence, Tokens
+from ringspan.contracts import Tokens, axes_of
 
 if TYPE_CHECKING:
+    import torch
     from jaxtyping import Int
     from torch import Tensor
 
@@ -33,22 +33,9 @@ class Box:
         Raises:
             InvalidArgument: `tokens` is a plain `Sequence`, which has no coordinates.
         """
-        if isinstance(tokens, Sequence):
-            raise InvalidArgument(
-                "tokens",
-                expected=f"Grid or Coordinates, for the ordering {ordering!r} follows a curve "
-                "through two or three dimensions",
-                got=repr(tokens),
-                remedy="Pass tokens=Grid(h, w), or fold the sequence on an invented grid with "
-                f"along=Along({ordering!r}, fold=True)",
-            )
-        points = tokens.coordinates
-        if len(points) == 0:
-            return cls((torch.empty(0, dtype=torch.int64, device=device),), bits=0)
-        points = points - points.min(axis=0)
-        sizes = points.max(axis=0)
-        varying = [axis for axis, size in enumerate(sizes) if size > 0] or [0]
-        return cls(
-            tuple(torch.tensor(points[:, axis], device=device) for axis in varying),
-            bits=int(sizes.max()).bit_length(),
-        )
+        axes = axes_of(tokens, ordering=ordering, device=device)
+        if tokens.N == 0:
+            return cls(axes[:1], bits=0)
+        sizes = [int(axis.max()) for axis in axes]
+        varying = [axis for axis, size in zip(axes, sizes, strict=True) if size > 0] or axes[:1]
+        return cls(tuple(varying), bits=max(sizes).bit_length())

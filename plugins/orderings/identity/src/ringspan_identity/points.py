@@ -1,43 +1,21 @@
-"""Coordinates of the tokens, and how to sort by several of them."""
+"""Sorting by several coordinates."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from ringspan.contracts import InvalidArgument, Sequence, Tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Int
     from torch import Tensor
 
-__all__ = ["axes_of", "dense_rank", "lexicographic"]
+__all__ = ["dense_rank", "lexicographic"]
 
 
-def axes_of(
-    tokens: Tokens, *, ordering: str, device: torch.device | str
-) -> list[Int[Tensor, " N"]]:
-    """The coordinates of `tokens`, measured from the smallest: int64 `[N]` per axis.
-
-    Raises:
-        InvalidArgument: `tokens` is a plain `Sequence`, which has no coordinates.
-    """
-    if isinstance(tokens, Sequence):
-        raise InvalidArgument(
-            "tokens",
-            expected=f"Grid or Coordinates, for the ordering {ordering!r} scans two or three "
-            "dimensions",
-            got=repr(tokens),
-            remedy="Pass tokens=Grid(h, w), or fold the sequence on an invented grid with "
-            f"along=Along({ordering!r}, fold=True)",
-        )
-    points = tokens.coordinates
-    if len(points) > 0:
-        points = points - points.min(axis=0)
-    return [torch.tensor(points[:, axis], device=device) for axis in range(points.shape[1])]
-
-
-def lexicographic(keys: list[Int[Tensor, " N"]]) -> Int[Tensor, " N"]:
+def lexicographic(keys: Sequence[Int[Tensor, " N"]]) -> Int[Tensor, " N"]:
     """Indices that sort by the first key, ties by the next, and so on; then in token order.
 
     Example:

@@ -12,9 +12,10 @@ from ringspan.contracts import (
     Ordering,
     Permutation,
     Tokens,
+    axes_of,
 )
 
-from ringspan_identity.points import axes_of, dense_rank, lexicographic
+from ringspan_identity.points import dense_rank, lexicographic
 
 __all__ = ["Identity", "RowMajor", "Snake", "Tiles"]
 
