@@ -265,6 +265,16 @@ def test_a_hidden_key_with_a_huge_score_contributes_nothing(dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("mask", list(MaskCase))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [-1.0, -0.1, -0.0, 0.0, 1e-50])
+def test_a_scale_that_is_not_above_zero_agrees(
+    scale: float, dtype: torch.dtype, mask: MaskCase
+) -> None:
+    case = replace(random_case(group=2, mask=mask, dtype=dtype), scale=scale)
+    check(case, run(BACKEND, case))
+
+
+@pytest.mark.parametrize("mask", list(MaskCase))
 def test_poisoned_memory_does_not_reach_a_result(mask: MaskCase) -> None:
     case = random_case(mask=mask, head_dim=5, value_head_dim=9)
     assert torch.utils.deterministic.fill_uninitialized_memory

@@ -46,6 +46,11 @@ def swapped(*tensors: Tensor) -> list[Tensor]:
     return [x.transpose(1, 2) for x in tensors]
 
 
+def check_scale(scale: float) -> None:
+    """A kernel may take a row's maximum, or hide a key, before it multiplies by the scale."""
+    assert scale > 0
+
+
 def check_width(*tensors: Tensor) -> None:
     for x in tensors:
         assert x.shape[-1] % 8 == 0
@@ -73,6 +78,7 @@ class CudaOperators(TorchDispatchMode):
     def flash_forward(
         self, q, k, v, cum_q, cum_k, max_q, max_k, dropout_p, causal, debug, *, scale
     ):
+        check_scale(scale)
         check_width(q, k, v)
         assert (cum_q, cum_k, max_q, max_k) == (None, None, q.shape[1], k.shape[1])
         assert dropout_p == 0
@@ -83,6 +89,7 @@ class CudaOperators(TorchDispatchMode):
         self, dO, q, k, v, out, lse, cum_q, cum_k, max_q, max_k, dropout_p, causal, rng, unused,
         *, scale,
     ):  # fmt: skip
+        check_scale(scale)
         check_width(dO, q, k, v, out)
         assert (cum_q, cum_k, max_q, max_k) == (None, None, q.shape[1], k.shape[1])
         assert lse.is_contiguous()
@@ -92,6 +99,7 @@ class CudaOperators(TorchDispatchMode):
     def efficient_forward(
         self, q, k, v, bias, cu_q, cu_k, max_q, max_k, dropout_p, mask_type, with_lse, *, scale
     ):
+        check_scale(scale)
         check_width(q, k, v)
         assert q.shape[2] == k.shape[2] == v.shape[2]
         assert mask_type in (0, 1)
@@ -104,6 +112,7 @@ class CudaOperators(TorchDispatchMode):
         self, dO, q, k, v, bias, out, cu_q, cu_k, max_q, max_k, lse, dropout_p, seed, offset,
         mask_type, bias_requires_grad, *, scale, num_splits_key=None,
     ):  # fmt: skip
+        check_scale(scale)
         check_width(dO, q, k, v, out)
         assert (max_q, max_k) == (q.shape[1], k.shape[1])
         assert out.is_contiguous()
@@ -118,6 +127,7 @@ class CudaOperators(TorchDispatchMode):
     def cudnn_forward(
         self, q, k, v, bias, with_lse, dropout_p=0.0, causal=False, debug=False, *, scale
     ):
+        check_scale(scale)
         check_width(q, k, v)
         assert bias is None
         assert with_lse
@@ -130,6 +140,7 @@ class CudaOperators(TorchDispatchMode):
         self, dO, q, k, v, out, lse, seed, offset, bias, cum_q, cum_k, max_q, max_k, dropout_p,
         causal, *, scale,
     ):  # fmt: skip
+        check_scale(scale)
         check_width(dO, q, k, v, out)
         assert (bias, cum_q, cum_k, max_q, max_k) == (None, None, None, q.shape[2], k.shape[2])
         assert lse.shape == (*q.shape[:3], 1)
@@ -143,18 +154,24 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compare(
-    backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, dO: Tensor, mask: Mask
+    backend: AttentionBackend,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dO: Tensor,
+    mask: Mask,
+    scale: float = 0.2,
 ) -> None:
     """Forward and backward equal the CPU kernel's, which is tested against the formula."""
-    expected = SdpaCpu().forward(q, k, v, mask=mask, scale=0.2)
+    expected = SdpaCpu().forward(q, k, v, mask=mask, scale=scale)
     with CudaOperators():
-        found = backend.forward(q, k, v, mask=mask, scale=0.2)
+        found = backend.forward(q, k, v, mask=mask, scale=scale)
     # As merged with keys elsewhere: the final log-sum-exp is larger than this tile's.
     out, lse = expected.out * 0.7, expected.lse + 0.3
     tensors = (dO, q, k, v, out, lse)
-    expected_grads = SdpaCpu().backward(*tensors, mask=mask, scale=0.2)
+    expected_grads = SdpaCpu().backward(*tensors, mask=mask, scale=scale)
     with CudaOperators():
-        grads = backend.backward(*tensors, mask=mask, scale=0.2)
+        grads = backend.backward(*tensors, mask=mask, scale=scale)
     for x, y in zip((*found, *grads), (*expected, *expected_grads), strict=True):
         assert x.shape == y.shape
         torch.testing.assert_close(x.to(y.dtype), y, rtol=1e-6, atol=1e-6)
@@ -190,6 +207,16 @@ def test_calls_and_results_keep_to_the_operators_conventions(
     if mask.case is MaskCase.FULL:
         compare(backend, *tensors(2, rows, 1, *heads, *head_dims), mask)
         compare(backend, *tensors(2, rows, 7, *heads, *head_dims), mask)
+
+
+@by_name
+@pytest.mark.parametrize("mask", [FULL, CAUSAL], ids=lambda mask: mask.case)
+@pytest.mark.parametrize("scale", [-1.0, -0.1, 0.0])
+@pytest.mark.usefixtures("on_cpu")
+def test_operators_are_given_a_scale_above_zero(
+    backend: AttentionBackend, mask: Mask, scale: float
+) -> None:
+    compare(backend, *tensors(2, 9, 9, 4, 2, 8, 5), mask, scale)
 
 
 @by_name

@@ -19,6 +19,7 @@ from ringspan.contracts import (
 from ringspan_sdpa import arguments
 from ringspan_sdpa.interval import attend_interval, attend_interval_backward
 from ringspan_sdpa.kernel import cpu_backward, cpu_forward
+from ringspan_sdpa.scale import above_zero, unfolded
 from ringspan_sdpa.trial import trial
 
 if TYPE_CHECKING:
@@ -76,13 +77,14 @@ class SdpaCpu(AttentionBackend):
         if not query.numel() or not key.numel():
             return arguments.nothing_seen(query, value)
         width = max(query.shape[-1], value.shape[-1])
-        q, k, v = (_kernel_view(x, width) for x in (query, key, value))
         with torch.no_grad():
+            folded, factor = above_zero(query, scale)
+            q, k, v = (_kernel_view(x, width) for x in (folded, key, value))
             if mask.case is MaskCase.INTERVAL:
-                out, lse = attend_interval(q, k, v, mask, scale)
+                out, lse = attend_interval(q, k, v, mask, factor)
             else:
                 causal = mask.case is MaskCase.CAUSAL
-                out, lse = cpu_forward(q, k, v, causal=causal, scale=scale)
+                out, lse = cpu_forward(q, k, v, causal=causal, scale=factor)
         return TileOutput(out.transpose(1, 2)[..., : value.shape[-1]], lse)
 
     def backward(
@@ -112,19 +114,20 @@ class SdpaCpu(AttentionBackend):
         if not query.numel() or not key.numel():
             return arguments.no_grads(query, key, value)
         width = max(query.shape[-1], value.shape[-1])
-        tensors = [grad_out, query, key, value, out]
-        if query.dtype == torch.float16:
-            tensors = [x.float() for x in tensors]
-        dout, q, k, v, final = (_kernel_view(x, width) for x in tensors)
         with torch.no_grad():
+            folded, factor = above_zero(query, scale)
+            tensors = [grad_out, folded, key, value, out]
+            if query.dtype == torch.float16:
+                tensors = [x.float() for x in tensors]
+            dout, q, k, v, final = (_kernel_view(x, width) for x in tensors)
             if mask.case is MaskCase.INTERVAL:
-                grads = attend_interval_backward(dout, q, k, v, final, lse, mask, scale)
+                grads = attend_interval_backward(dout, q, k, v, final, lse, mask, factor)
             else:
                 causal = mask.case is MaskCase.CAUSAL
-                grads = cpu_backward(dout, q, k, v, final, lse, causal=causal, scale=scale)
-        dims = (query.shape[-1], key.shape[-1], value.shape[-1])
-        dq, dk, dv = (g.transpose(1, 2)[..., :dim] for g, dim in zip(grads, dims, strict=True))
-        return Grads(dq, dk, dv)
+                grads = cpu_backward(dout, q, k, v, final, lse, causal=causal, scale=factor)
+            dims = (query.shape[-1], key.shape[-1], value.shape[-1])
+            dq, dk, dv = (g.transpose(1, 2)[..., :dim] for g, dim in zip(grads, dims, strict=True))
+            return Grads(unfolded(dq, scale), dk, dv)
 
 
 def _kernel_view(x: Float[Tensor, "B L H D"], width: int) -> Float[Tensor, "B H L width"]:

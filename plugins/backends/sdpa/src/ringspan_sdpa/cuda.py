@@ -21,6 +21,7 @@ from ringspan.contracts import (
 )
 
 from ringspan_sdpa import arguments
+from ringspan_sdpa.scale import above_zero, unfolded
 from ringspan_sdpa.trial import trial
 
 if TYPE_CHECKING:
@@ -116,10 +117,13 @@ class CudaKernel(AttentionBackend):
         if not query.numel() or not key.numel():
             return arguments.nothing_seen(query, value)
         width = _kernel_width(query, value)
-        tensors = [arguments.aligned(arguments.with_width(x, width)) for x in (query, key, value)]
         with torch.no_grad():
+            folded, factor = above_zero(query, scale)
+            tensors = [
+                arguments.aligned(arguments.with_width(x, width)) for x in (folded, key, value)
+            ]
             parts = [
-                self.kernel_forward(*part, causal=mask.case is MaskCase.CAUSAL, scale=scale)
+                self.kernel_forward(*part, causal=mask.case is MaskCase.CAUSAL, scale=factor)
                 for part in _batches(tensors)
             ]
         out, lse = (_joined(part) for part in zip(*parts, strict=True))
@@ -150,18 +154,20 @@ class CudaKernel(AttentionBackend):
         if not query.numel() or not key.numel():
             return arguments.no_grads(query, key, value)
         width = _kernel_width(query, value)
-        tensors = [
-            arguments.aligned(arguments.with_width(x, width))
-            for x in (grad_out, query, key, value, out)
-        ]
-        # The kernels read a log-sum-exp as if it were contiguous, without a check.
-        tensors.append(lse.contiguous())
         with torch.no_grad():
+            folded, factor = above_zero(query, scale)
+            tensors = [
+                arguments.aligned(arguments.with_width(x, width))
+                for x in (grad_out, folded, key, value, out)
+            ]
+            # The kernels read a log-sum-exp as if it were contiguous, without a check.
+            tensors.append(lse.contiguous())
             parts = [
-                self.kernel_backward(*part, causal=mask.case is MaskCase.CAUSAL, scale=scale)
+                self.kernel_backward(*part, causal=mask.case is MaskCase.CAUSAL, scale=factor)
                 for part in _batches(tensors)
             ]
-        dq, dk, dv = (_joined(part) for part in zip(*parts, strict=True))
+            dq, dk, dv = (_joined(part) for part in zip(*parts, strict=True))
+            dq = unfolded(dq, scale)
         head_dim, value_head_dim = query.shape[-1], value.shape[-1]
         return Grads(dq[..., :head_dim], dk[..., :head_dim], dv[..., :value_head_dim])
 
