@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -263,6 +263,16 @@ def test_a_hidden_key_with_a_huge_score_contributes_nothing(dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("mask", list(MaskCase))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [-1.0, -0.1, -0.0, 0.0, 1e-50])
+def test_a_scale_that_is_not_above_zero_agrees(
+    scale: float, dtype: torch.dtype, mask: MaskCase
+) -> None:
+    case = replace(random_case(group=2, mask=mask, dtype=dtype), scale=scale)
+    check(case, run(BACKEND, case))
+
+
+@pytest.mark.parametrize("mask", list(MaskCase))
 def test_poisoned_memory_does_not_reach_a_result(mask: MaskCase) -> None:
     case = random_case(mask=mask, head_dim=5, value_head_dim=9)
     assert torch.utils.deterministic.fill_uninitialized_memory
@@ -322,6 +332,12 @@ def test_the_probe_says_why_a_device_does_not_serve() -> None:
         found = BACKEND.probe(DeviceInfo(type="cuda", index=0))
         assert "sees no cuda device" in found.reason
         assert found.remedy
+
+
+def test_a_foreign_device_is_one_reason_in_the_words_of_the_capabilities() -> None:
+    problem = Problem("abacus", "float32", MaskCase.FULL, 64, 64)
+    reasons = [BACKEND.probe(DeviceInfo(type="abacus")).reason, *BACKEND.reasons_against(problem)]
+    assert set(reasons) == {"device abacus (supported: cpu, cuda, mps, xpu)"}
 
 
 def test_float64_on_metal_is_refused_with_its_reason() -> None:

@@ -289,6 +289,16 @@ def test_the_probe_says_that_there_is_no_gpu(backend: AttentionBackend) -> None:
         assert found.remedy
 
 
+@pytest.mark.parametrize("backend", ringspan_attention_backends(), ids=lambda backend: backend.name)
+def test_a_foreign_device_is_one_reason_in_the_words_of_the_capabilities(
+    backend: AttentionBackend,
+) -> None:
+    problem = Problem("abacus", "float16", MaskCase.FULL, 64, 64)
+    reasons = [backend.probe(DeviceInfo(type="abacus")).reason, *backend.reasons_against(problem)]
+    (supported,) = backend.capabilities.devices
+    assert set(reasons) == {f"device abacus (supported: {supported})"}
+
+
 def gpu(major: int, minor: int) -> DeviceInfo:
     return DeviceInfo(type="cuda", index=0, compute_capability=(major, minor))
 

@@ -49,7 +49,7 @@ class Manual(AttentionBackend):
         """Usable where torch has the device and a tiny product runs on it."""
         if device.type not in self.capabilities.devices:
             supported = ", ".join(sorted(self.capabilities.devices))
-            return Availability.no(f"device type {device.type} (supported: {supported})")
+            return Availability.no(f"device {device.type} (supported: {supported})")
         if not torch.get_device_module(device.type).is_available():
             return Availability.no(
                 f"torch {torch.__version__} sees no {device.type} device",
