@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ringspan.errors import InvalidArgument, RanksDisagree
+from ringspan.errors import InvalidArgument, RanksDisagree, RingError
 from ringspan.testing import assert_exact, yardstick
 from ringspan.testing.multiplicity import dense
 from ringspan.testing.strategies import Configuration, configurations
@@ -293,3 +293,72 @@ def test_rows_that_do_not_fit_the_layout_are_refused_on_the_rank_that_has_them(
 ) -> None:
     for rank, answer in enumerate(run_ring(2, wrong_rows)):
         assert f"as rank {rank} holds" in answer
+
+
+def retry_after_a_mistake(rank: int) -> list[str]:
+    """Rank 0 makes a mistake of its own, then both call differently, then alike."""
+    q = torch.randn(1, 8, 2, 4)
+    answers = []
+    for causal in (3, True, False) if rank == 0 else (False, False):
+        try:
+            rs.attention(
+                q, q, q, causal=causal, scale=0.77, layout=rs.Layout(16, 2), group=dist.group.WORLD
+            )
+            answers.append("ran")
+        except (InvalidArgument, RanksDisagree) as error:
+            answers.append(type(error).__name__)
+    return answers
+
+
+def test_ranks_find_together_again_after_one_made_a_mistake(run_ring: Any) -> None:
+    assert run_ring(2, retry_after_a_mistake) == [
+        ["InvalidArgument", "RanksDisagree", "ran"],
+        ["RanksDisagree", "ran"],
+    ]
+
+
+def enter_different_known_calls(rank: int) -> list[str]:
+    """In a group of its own, since a disagreement in known calls ends a group."""
+    import datetime
+
+    group = dist.new_group([0, 1], timeout=datetime.timedelta(seconds=4))
+    answers = []
+    for N in (64, 160, 64 if rank else 160):
+        layout = rs.Layout(N, 2)
+        q = torch.randn(1, N // 2, 2, 4)
+        try:
+            rs.attention(q, q, q, layout=layout, group=group)
+            answers.append("ran")
+        except RingError as error:
+            answers.append(type(error).__name__)
+    return answers
+
+
+def test_ranks_that_enter_different_known_calls_get_errors_and_no_wrong_rows(
+    run_ring: Any,
+) -> None:
+    for answers in run_ring(2, enter_different_known_calls):
+        assert answers[:2] == ["ran", "ran"]
+        assert answers[2] in ("RingError", "RanksDisagree")
+
+
+def wait_alone(rank: int) -> tuple[str, float]:
+    import datetime
+    import time
+
+    group = dist.new_group([0, 1], timeout=datetime.timedelta(seconds=3))
+    if rank == 1:
+        return "", 0.0
+    start = time.monotonic()
+    q = torch.randn(1, 4, 2, 4)
+    try:
+        rs.attention(q, q, q, layout=rs.Layout(8, 2), group=group)
+    except RanksDisagree as error:
+        return str(error), time.monotonic() - start
+    return "ran", 0.0
+
+
+def test_a_rank_that_is_left_alone_says_so_within_its_group_s_timeout(run_ring: Any) -> None:
+    message, waited = run_ring(2, wait_alone)[0]
+    assert "nothing from rank 1" in message
+    assert waited < 30

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
+import numpy as np
 import pytest
 import ringspan as rs
 import torch
@@ -58,6 +60,8 @@ def test_tensors_that_do_not_fit_are_refused(argument: str, inputs: dict[str, An
         ("causal", {"causal": 1}),
         ("scale", {"scale": float("nan")}),
         ("scale", {"scale": "1"}),
+        ("scale", {"scale": 10**400}),
+        ("scale", {"scale": True}),
         ("tokens", {"tokens": 8}),
         ("tokens", {"tokens": rs.Grid(3, 3)}),
         ("layout", {"layout": 8}),
@@ -81,6 +85,7 @@ def test_options_that_do_not_fit_are_refused(argument: str, options: dict[str, A
         ("key_padding", {"key_padding": torch.ones(2, 8, dtype=torch.bool)}),
         ("sink", {"sink": torch.zeros(4)}),
         ("dropout_p", {"dropout_p": 0.1}),
+        ("dropout_p", {"dropout_p": np.zeros(2)}),
         ("seed", {"seed": 0}),
         ("query_positions", {"query_positions": torch.arange(8)}),
         ("k", {"k": KV[:, :7], "v": KV[:, :7]}),
@@ -116,6 +121,19 @@ def test_a_dilated_pattern_that_makes_no_sense_is_refused(
     with pytest.raises(InvalidArgument) as refusal:
         rs.Dilated(*arguments)
     assert refusal.value.argument == argument
+
+
+def test_numbers_and_names_of_other_libraries_are_taken_for_what_they_are() -> None:
+    class Names(enum.StrEnum):
+        TOY = "toy"
+
+    class Lengths(enum.IntEnum):
+        SHORT = 4
+
+    pattern = rs.Dilated((Lengths.SHORT,), (1,))
+    expected = rs.attention(Q, KV, KV, pattern=rs.Dilated((4,), (1,)), scale=0.5)
+    out = rs.attention(Q, KV, KV, pattern=pattern, scale=np.float64(0.5), backend=Names.TOY)
+    assert torch.equal(out, expected)
 
 
 def test_windows_are_refused_until_they_are_supported() -> None:

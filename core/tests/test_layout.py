@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ringspan import Coordinates, Grid, Layout
-from ringspan.contracts import shard_sizes
-from ringspan.errors import InvalidArgument, UnknownProvider
+from ringspan.contracts import Availability, DeviceInfo, Ordering, Permutation, shard_sizes
+from ringspan.errors import BrokenContract, InvalidArgument, UnknownProvider
+from ringspan.plan.orders import order
 
 
 @given(st.integers(0, 200), st.integers(1, 9), st.data())
@@ -122,3 +123,45 @@ def test_a_grid_has_two_or_three_sizes(shape: tuple[int, ...]) -> None:
 def test_coordinates_are_integers_of_two_or_three_axes(points: object) -> None:
     with pytest.raises(InvalidArgument, match="Coordinates"):
         Coordinates(points)
+
+
+class _Broken(Ordering):
+    """An ordering that returns whatever it was built with."""
+
+    name = "broken"
+
+    def __init__(self, answer: object) -> None:
+        self._answer = answer
+
+    def probe(self, device: DeviceInfo) -> Availability:
+        return Availability.yes()
+
+    def places(self, *_: object, **__: object) -> Permutation:
+        return self._answer  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (Permutation(torch.tensor([0, 0, 2]), torch.tensor([0, 0, 2])), "0 at index"),
+        (Permutation(torch.tensor([0, 1, 3]), torch.tensor([0, 1, 3])), "3 at index 2"),
+        (Permutation(torch.tensor([0, 1, -1]), torch.tensor([0, 1, 2])), "-1 at index 2"),
+        (Permutation(torch.arange(3.0), torch.arange(3.0)), "torch.float32"),
+        (Permutation(torch.arange(3)[None], torch.arange(3)[None]), "shape"),
+        (Permutation(torch.arange(2), torch.arange(2)), "shape"),
+        (torch.arange(3), "Tensor"),
+        (None, "NoneType"),
+    ],
+)
+def test_an_ordering_that_gives_no_permutation_is_named(
+    answer: object, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Catalogue:
+        def provider(self, kind: str, name: str) -> Ordering:
+            return _Broken(answer)
+
+    monkeypatch.setattr("ringspan.plan.orders.catalogue", Catalogue)
+    order.cache_clear()
+    with pytest.raises(BrokenContract, match="broken") as refusal:
+        Layout(3, ordering="broken").positions(0)
+    assert fault in refusal.value.got

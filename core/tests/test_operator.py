@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+
 import pytest
 import ringspan as rs
 import torch
 from ringspan.engine import operator
 from ringspan.engine.call import Call
-from ringspan.errors import UnknownProvider
+from ringspan.errors import NotYetSupported, UnknownProvider
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
@@ -51,9 +55,67 @@ def test_a_second_derivative_is_refused() -> None:
         grad.sum().backward()
 
 
-def test_the_lse_has_no_gradient() -> None:
-    _, lse = rs.attention(*_inputs(), pattern=PATTERN, return_lse=True)
-    assert not lse.requires_grad
+def test_the_lse_says_that_it_has_no_gradient_when_asked() -> None:
+    q, k, v = _inputs()
+    out, lse = rs.attention(q, k, v, pattern=PATTERN, return_lse=True)
+    with pytest.raises(NotYetSupported, match="log-sum-exp"):
+        (out.sum() + lse.sum()).backward()
+    out, lse = rs.attention(q, k, v, pattern=PATTERN, return_lse=True)
+    (out.sum() + lse.detach().sum()).backward()
+
+
+def test_a_compiled_function_may_return_the_lse() -> None:
+    torch._dynamo.reset()
+    q = torch.randn(1, 10, 2, 4, requires_grad=True)
+
+    def function(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return rs.attention(q, q, q, pattern=PATTERN, return_lse=True)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(compiled(q), function(q), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    compiled(q)[0].sum().backward()
+
+
+def test_forward_mode_derivatives_are_refused_and_not_zero() -> None:
+    q = torch.randn(1, 8, 2, 4)
+    with pytest.raises(NotYetSupported, match="forward-mode"):
+        torch.func.jvp(lambda a: rs.attention(a, q, q), (q,), (torch.ones_like(q),))
+
+
+def test_layers_of_different_patterns_compile_as_one_model() -> None:
+    torch._dynamo.reset()
+    model = torch.nn.Sequential(
+        rs.nn.DilatedSelfAttention(16, 4, (4, 8), (1, 2)),
+        rs.nn.DilatedSelfAttention(16, 4, (6, 12, 18), (1, 2, 3)),
+    )
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for N in (20, 31):
+        x = torch.randn(1, N, 16)
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_one_compiled_function_serves_patterns_and_grids_that_change() -> None:
+    torch._dynamo.reset()
+
+    def function(q: torch.Tensor, pattern: rs.Dilated, tokens: rs.Grid) -> torch.Tensor:
+        return rs.attention(q, q, q, pattern=pattern, scale=0.5, tokens=tokens)
+
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    for length, rate, rows in ((4, 1, 3), (6, 2, 5), (9, 3, 7)):
+        q = torch.randn(1, 4 * rows, 2, 4)
+        arguments = (q, rs.Dilated((length,), (rate,)), rs.Grid(rows, 4))
+        assert torch.equal(compiled(*arguments), function(*arguments))
+
+
+def test_one_compiled_function_serves_layouts_that_change() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda q, layout: rs.attention(q, q, q, layout=layout), fullgraph=True, backend="eager"
+    )
+    for N in (6, 9, 14):
+        q = torch.randn(1, N, 2, 4)
+        assert torch.equal(compiled(q, rs.Layout(N)), rs.attention(q, q, q))
 
 
 def test_no_gradient_is_prepared_for_where_none_is_needed() -> None:
@@ -166,3 +228,26 @@ def test_a_call_survives_its_text(call: Call) -> None:
 def test_coordinates_survive_the_text_as_long_as_they_live() -> None:
     points = rs.Coordinates([[0, 0], [3, 4]])
     assert Call.from_text(Call(PATTERN, tokens=points).text, 2).tokens is points
+
+
+def test_copies_of_coordinates_live_on_their_own() -> None:
+    for copied in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
+        original = rs.Layout(rs.Coordinates([[0, 0], [3, 4]]))
+        twin = copied(original)
+        assert twin == original
+        del original
+        gc.collect()
+        q = torch.randn(1, 2, 2, 4)
+        assert torch.equal(rs.attention(q, q, q, layout=twin), rs.attention(q, q, q))
+
+
+def test_sums_of_16_bit_calls_reuse_memory_and_stay_apart() -> None:
+    pattern = rs.Dilated((64, 2048), (1, 4))
+    # 32 MiB in float32, from where on memory is kept.
+    q = torch.randn(1, 16384, 8, 64).bfloat16()
+    first = rs.attention(q, q, q, pattern=pattern, backend="toy")
+    kept = first.clone()
+    second = rs.attention(q + 1, q, q, pattern=pattern, backend="toy")
+    assert torch.equal(first, kept)
+    assert not torch.equal(first, second)
+    assert torch.equal(rs.attention(q, q, q, pattern=pattern, backend="toy"), kept)

@@ -10,7 +10,7 @@ import torch
 
 from ringspan import validation
 from ringspan.catalogue import configuration
-from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.errors import InvalidArgument, NotYetSupported
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Tokens
 from ringspan.engine import operator
@@ -63,6 +63,7 @@ def attention(
     Args:
         q: queries, float16, bfloat16, float32 or float64. Query head `h` reads key/value head
             `h // (H // Hkv)`.
+            All inputs are finite: a NaN or infinity may reach rows that do not see it.
         k: keys, of q's dtype and device.
         v: values; `Dv` may differ from `D`.
         pattern: what attends to what; None: `Dense()`.
@@ -79,7 +80,8 @@ def attention(
             from configuration, which defaults to `"auto"`.
         communicator: likewise.
         return_lse: also return the log-sum-exp of each row, natural logarithm, float32 (float64
-            for float64), `-inf` where a row sees no key. It is not differentiable.
+            for float64), `-inf` where a row sees no key. It is not differentiable: a
+            backward pass through it is an error (inside `torch.compile` it is detached).
 
     Returns:
         `[B, N, H, Dv]` in q's dtype; with `return_lse`, also `[B, H, N]`.
@@ -110,25 +112,45 @@ def attention(
     call = Call(
         pattern=Dense() if pattern is None else pattern,
         causal=causal,
-        scale=scale,
+        scale=validation.checked_scale(scale),
         tokens=tokens,
         layout=layout,
         group=ranks.group,
-        backend=_request(backend),
-        communicator=_request(communicator),
+        backend=validation.checked_request("backend", backend),
+        communicator=validation.checked_request("communicator", communicator),
         needs_backward=_needs_backward(q, k, v),
     )
     N = validation.check_call(call, q.shape[1], ranks)
+    out: Tensor
+    lse: Tensor
     out, lse, _ = operator.attention(q, k, v, call.text, N)
-    return (out, lse) if return_lse else out
+    if not return_lse:
+        return out
+    if call.needs_backward and not torch.compiler.is_compiling():
+        asked: Tensor = _Undifferentiable.apply(lse, out)  # type: ignore[no-untyped-call]
+        return out, asked
+    return out, lse
 
 
 def _needs_backward(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def _request(value: Request) -> str | tuple[str, ...] | None:
-    return tuple(value) if isinstance(value, list) else value
+class _Undifferentiable(torch.autograd.Function):
+    """The lse as it is; asked for its gradient, it says that it has none."""
+
+    @staticmethod
+    def forward(ctx: Any, lse: Tensor, out: Tensor) -> Tensor:
+        return lse.view_as(lse)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        raise NotYetSupported(
+            "return_lse",
+            expected="no gradient through the returned log-sum-exp",
+            got="a backward pass through it",
+            remedy="Use lse.detach()",
+        )
 
 
 def explain(
@@ -167,11 +189,11 @@ def explain(
     call = Call(
         pattern=Dense() if pattern is None else pattern,
         causal=causal,
-        scale=scale,
+        scale=validation.checked_scale(scale),
         tokens=tokens,
         layout=layout,
-        backend=_request(backend),
-        communicator=_request(communicator),
+        backend=validation.checked_request("backend", backend),
+        communicator=validation.checked_request("communicator", communicator),
     )
     if isinstance(q, Inputs):
         if k is not None or v is not None:

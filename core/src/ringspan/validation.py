@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ringspan.contracts.errors import InvalidArgument, NotYetSupported
 from ringspan.contracts.pattern import Pattern
@@ -16,7 +18,15 @@ from ringspan.engine.operator import AGREE_ON_LENGTHS
 from ringspan.plan.groups import Ranks
 from ringspan.plan.layout import Layout
 
-__all__ = ["DTYPES", "check_call", "check_described", "check_tensors", "refuse_later_options"]
+__all__ = [
+    "DTYPES",
+    "check_call",
+    "check_described",
+    "check_tensors",
+    "checked_request",
+    "checked_scale",
+    "refuse_later_options",
+]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -47,6 +57,21 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
                 f"{name}.device", expected=f"{query.device}, as q", got=str(x.device)
             )
     _check_shapes(query, key, value)
+    _refuse_forward_mode(named)
+
+
+def _refuse_forward_mode(named: dict[str, Tensor]) -> None:
+    """A tangent would be dropped, and the derivative silently be zero."""
+    if forward_ad._current_level < 0:
+        return
+    for name, x in named.items():
+        if forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+            raise NotYetSupported(
+                name,
+                expected="a tensor without a forward-mode tangent",
+                got="a dual tensor, or one under torch.func.jvp",
+                remedy="Use reverse mode",
+            )
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -117,6 +142,36 @@ def check_described(call: Call, N: int) -> None:
     _check_count("tokens", call.tokens, N)
 
 
+def checked_scale(scale: object) -> float | None:
+    """As a plain float: the operator's text has no room for numpy's numbers."""
+    if scale is None:
+        return None
+    if isinstance(scale, int | float | np.floating) and not isinstance(scale, bool):
+        try:
+            number = float(scale)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    raise InvalidArgument("scale", expected="a finite number or None", got=repr(scale))
+
+
+def checked_request(name: str, value: object) -> str | tuple[str, ...] | None:
+    """The name of a backend or communicator, or several in order of preference."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _plain(value)
+    if isinstance(value, tuple | list) and value and all(isinstance(item, str) for item in value):
+        return tuple(_plain(item) for item in value)
+    raise InvalidArgument(name, expected="a name, a list of names or None", got=repr(value))
+
+
+def _plain(text: str) -> str:
+    # A member of an Enum of strings prints as the member, not as the string it is.
+    return text if type(text) is str else str.__str__(text)
+
+
 def _check_options(call: Call) -> None:
     if not isinstance(call.pattern, Pattern):
         raise InvalidArgument(
@@ -124,20 +179,7 @@ def _check_options(call: Call) -> None:
         )
     if not isinstance(call.causal, bool):
         raise InvalidArgument("causal", expected="True or False", got=repr(call.causal))
-    scale = call.scale
-    if scale is not None and (
-        not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale)
-    ):
-        raise InvalidArgument("scale", expected="a finite number or None", got=repr(scale))
-    _check_request("backend", call.backend)
-    _check_request("communicator", call.communicator)
     _check_tokens(call.tokens, call.layout)
-
-
-def _check_request(name: str, value: object) -> None:
-    names = value if isinstance(value, tuple) else (value,)
-    if value is not None and (not names or not all(isinstance(item, str) for item in names)):
-        raise InvalidArgument(name, expected="a name, a list of names or None", got=repr(value))
 
 
 def _check_tokens(tokens: object, layout: object) -> None:
@@ -191,12 +233,12 @@ def refuse_later_options(**options: object) -> None:
     """Refuses by name what this version does not compute yet; nothing is silently dropped."""
     for name, value in options.items():
         unset = _LATER[name]
-        if value is unset or (unset is not None and value == unset):
+        if value is unset or (type(value) in (int, float) and value == unset):
             continue
         raise NotYetSupported(
             name,
             expected=f"{unset!r} in this version",
-            got=type(value).__name__ if isinstance(value, torch.Tensor) else repr(value),
+            got=repr(value) if isinstance(value, int | float | str) else type(value).__name__,
             remedy=f"Leave {name} out",
         )
 

@@ -73,9 +73,18 @@ class Pattern(ABC):
     def cliques(self, domain: Domain) -> Iterable[Cliques]:
         """The sets of tokens that see each other, per group of key/value heads."""
 
+    def __post_init__(self) -> None:
+        # Made once and early: `torch.compile` turns integers that differ between two patterns
+        # into symbols, which have no text. A subclass with its own checks calls this at the end.
+        object.__setattr__(self, "_text", self._make_text())
+
     @property
     def text(self) -> str:
         """A literal from which `Pattern.from_literal` builds an equal pattern."""
+        made: str = self.__dict__["_text"] if "_text" in self.__dict__ else self._make_text()
+        return made
+
+    def _make_text(self) -> str:
         return f"({_path(self)!r}, {_fields(self)})"
 
     @staticmethod

@@ -50,9 +50,12 @@ class Grid:
         [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     """
 
-    __slots__ = ("shape",)
+    __slots__ = ("shape", "text")
 
     shape: tuple[int, ...]
+    text: str
+    """Names this grid where only text may go. Made here, because `torch.compile` turns sizes that
+    change into symbols, which have no text."""
 
     def __init__(self, *shape: int) -> None:
         if len(shape) not in (2, 3) or not all(
@@ -62,6 +65,7 @@ class Grid:
                 "Grid", expected="two or three sizes, each an integer >= 1", got=repr(shape)
             )
         self.shape = shape
+        self.text = f"('grid', {shape!r})"
 
     @property
     def N(self) -> int:  # noqa: N802 - the field's name for the number of tokens
@@ -72,6 +76,9 @@ class Grid:
     def coordinates(self) -> npt.NDArray[np.int64]:
         """`[N, axes]`, the grid index of each token."""
         return _grid_coordinates(self.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Grid, self.shape)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.shape == other.shape
@@ -103,13 +110,15 @@ class Coordinates:
         2
     """
 
-    __slots__ = ("__weakref__", "coordinates", "digest", "handle")
+    __slots__ = ("__weakref__", "coordinates", "digest", "handle", "text")
 
     coordinates: npt.NDArray[np.int64]
     digest: str
     """Names the content: equal points have equal digests, on every rank."""
     handle: str
     """Names this object in this process, see `Coordinates.find`."""
+    text: str
+    """Names this object where only text may go."""
 
     def __init__(self, points: Any) -> None:
         array = np.asarray(points.detach().cpu() if hasattr(points, "detach") else points)
@@ -132,6 +141,7 @@ class Coordinates:
         self.coordinates = array
         self.digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:32]
         self.handle = f"{self.digest}.{next(_serial)}"
+        self.text = f"('coordinates', {self.handle!r})"
         _living[self.handle] = self
 
     @property
@@ -151,6 +161,10 @@ class Coordinates:
                 got=f"a reference to collected Coordinates {handle}",
                 remedy="Keep the Coordinates object as long as the graph that uses it",
             ) from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, also in another process, is an object of its own with a handle of its own.
+        return (Coordinates, (self.coordinates,))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Coordinates) and self.digest == other.digest

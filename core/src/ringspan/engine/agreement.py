@@ -1,85 +1,148 @@
 """Ranks agree before data moves.
 
-When a call's facts are new to a group, each rank publishes them in the group's store and
-compares its peers' before the first transfer. Known facts cost nothing: no collective, no
-store access. Without this, ranks that disagree on sizes abort or hang inside the transport.
+When a call's facts are new to a group, each rank publishes them in the group's store and looks
+for its peers' before the first transfer. Known facts cost nothing: no collective, no store access.
+Without this, ranks that disagree on sizes abort or hang inside the transport.
+
+Facts are published under their digest, so ranks meet again after a refusal that only some of them
+saw; what a peer published last tells one that waits that the peer went elsewhere.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 import weakref
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ringspan.contracts.errors import RanksDisagree
 
 if TYPE_CHECKING:
+    import torch
     import torch.distributed as dist
 
 __all__ = ["agree"]
 
 Facts = dict[str, str]
+_LONGEST_NAP = 0.05
 
 
-class _Agreed:
-    """What one group has agreed on so far; the count numbers the rounds in the store."""
-
-    def __init__(self) -> None:
-        self.known: set[tuple[tuple[str, str], ...]] = set()
-        self.rounds = 0
-
-
-_groups: weakref.WeakKeyDictionary[dist.ProcessGroup, _Agreed] = weakref.WeakKeyDictionary()
-
-
-def agree(group: dist.ProcessGroup, facts: Facts) -> None:
+def agree(group: dist.ProcessGroup, facts: Facts, device: torch.device) -> int:
     """Returns once every rank of `group` has come with equal `facts`.
+
+    `device` is the tensors', for whose transport the group's timeout holds.
+
+    Returns:
+        A number below 2**20 that stands for the facts, the same on every rank. As part of the
+        messages' tags it keeps ranks that enter different known calls from taking each other's
+        messages.
 
     Raises:
         RanksDisagree: naming the ranks and the first field that differs, or the rank that did
             not come within the group's timeout.
     """
     agreed = _groups.setdefault(group, _Agreed())
-    key = tuple(sorted(facts.items()))
-    if key in agreed.known:
-        return
-    # Counted before the comparison: after a refusal a retry must not read this round's facts.
-    agreed.rounds += 1
-    _compare(group, facts, agreed.rounds)
-    agreed.known.add(key)
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    if digest not in agreed.known:
+        _Round(group, facts, digest, agreed, _patience(group, device)).meet()
+        agreed.known.add(digest)
+    return int(digest[:5], 16)
 
 
-def _compare(group: dist.ProcessGroup, facts: Facts, number: int) -> None:
-    from torch.distributed.distributed_c10d import _get_process_group_store
+@dataclass
+class _Agreed:
+    """What one group has agreed on so far."""
 
-    store = _get_process_group_store(group)
-    rank, world_size = group.rank(), group.size()
-    store.set(_place(number, rank), json.dumps(facts))
-    for peer in range(world_size):
-        if peer == rank:
-            continue
+    known: set[str] = field(default_factory=set)
+    published: int = 0
+    """How often this rank has published facts."""
+    seen: dict[int, int] = field(default_factory=dict)
+    """Per peer, the number of its publication that this rank last took notice of."""
+
+
+_groups: weakref.WeakKeyDictionary[dist.ProcessGroup, _Agreed] = weakref.WeakKeyDictionary()
+
+
+class _Round:
+    """One meeting of all ranks over new facts."""
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        facts: Facts,
+        digest: str,
+        agreed: _Agreed,
+        patience: float,
+    ) -> None:
+        from torch.distributed.distributed_c10d import _get_process_group_store
+
+        self._store = _get_process_group_store(group)
+        self._rank, self._world_size = group.rank(), group.size()
+        self._facts, self._digest, self._agreed = facts, digest, agreed
+        self._deadline = time.monotonic() + patience
+
+    def meet(self) -> None:
+        """Publishes the facts and waits for every peer's."""
+        self._agreed.published += 1
+        number = self._agreed.published
+        self._store.set(self._place(self._rank), str(number))
+        self._store.set(self._latest(self._rank), json.dumps([number, self._facts]))
         try:
-            theirs = json.loads(store.get(_place(number, peer)))
-        except RuntimeError as cause:
-            raise RanksDisagree(
-                "group",
-                expected=f"rank {peer} to enter the same attention call as rank {rank}",
-                got=f"nothing from rank {peer}: {cause}",
-                remedy="Call attention on every rank of the group, with the same arguments",
-            ) from cause
-        _check(rank, facts, peer, theirs)
+            for peer in range(self._world_size):
+                if peer != self._rank:
+                    self._wait_for(peer)
+        except RanksDisagree:
+            # A later call with these facts must not take this rank for having come.
+            self._store.delete_key(self._place(self._rank))
+            raise
+
+    def _place(self, rank: int) -> str:
+        return f"ringspan/agreement/{self._digest}/{rank}"
+
+    def _latest(self, rank: int) -> str:
+        return f"ringspan/latest/{rank}"
+
+    def _wait_for(self, peer: int) -> None:
+        nap = 0.001
+        while not self._came(peer):
+            if time.monotonic() > self._deadline:
+                raise RanksDisagree(
+                    "group",
+                    expected=f"rank {peer} to enter the same attention call as rank {self._rank}",
+                    got=f"nothing from rank {peer} within the group's timeout",
+                    remedy="Call attention on every rank of the group, with the same arguments",
+                )
+            time.sleep(nap)
+            nap = min(2 * nap, _LONGEST_NAP)
+
+    def _came(self, peer: int) -> bool:
+        """Whether the peer published these facts; other new facts of its are a disagreement."""
+        if self._store.check([self._place(peer)]):
+            self._agreed.seen[peer] = int(self._store.get(self._place(peer)))
+            return True
+        if not self._store.check([self._latest(peer)]):
+            return False
+        number, facts = json.loads(self._store.get(self._latest(peer)))
+        if number <= self._agreed.seen.get(peer, 0):
+            return False
+        self._agreed.seen[peer] = number
+        self._compare(peer, facts)
+        return True
+
+    def _compare(self, peer: int, theirs: Facts) -> None:
+        for name, value in self._facts.items():
+            if theirs.get(name) != value:
+                raise RanksDisagree(
+                    name,
+                    expected=f"the same on every rank; rank {self._rank} has {value}",
+                    got=f"{theirs.get(name)} on rank {peer}",
+                    remedy="Call attention with the same arguments on every rank",
+                )
 
 
-def _place(number: int, rank: int) -> str:
-    return f"ringspan/agreement/{number}/{rank}"
-
-
-def _check(rank: int, mine: Facts, peer: int, theirs: Facts) -> None:
-    for field, value in mine.items():
-        if theirs.get(field) != value:
-            raise RanksDisagree(
-                field,
-                expected=f"the same on every rank; rank {rank} has {value}",
-                got=f"{theirs.get(field)} on rank {peer}",
-                remedy="Call attention with the same arguments on every rank",
-            )
+def _patience(group: dist.ProcessGroup, device: torch.device) -> float:
+    """The group's own timeout in seconds."""
+    options = group._get_backend(device).options
+    return float(options._timeout.total_seconds())

@@ -39,7 +39,7 @@ class Call:
     @property
     def text(self) -> str:
         """A literal from which `from_text` builds an equal call, given the number of tokens."""
-        layout = "None" if self.layout is None else _layout_text(self.layout)
+        layout = "None" if self.layout is None else self.layout.text
         return (
             f"({self.pattern.text}, {self.causal!r}, {self.scale!r}, {_tokens_text(self.tokens)}, "
             f"{layout}, {self.group!r}, {self.backend!r}, {self.communicator!r}, "
@@ -77,11 +77,7 @@ def _from_text(text: str, N: int) -> Call:
 
 
 def _tokens_text(tokens: Tokens | None) -> str:
-    if isinstance(tokens, Grid):
-        return f"('grid', {tokens.shape!r})"
-    if isinstance(tokens, Coordinates):
-        return f"('coordinates', {tokens.handle!r})"
-    return "None"
+    return tokens.text if isinstance(tokens, Grid | Coordinates) else "None"
 
 
 def _tokens_from(literal: Any) -> Tokens | None:
@@ -89,13 +85,6 @@ def _tokens_from(literal: Any) -> Tokens | None:
         return None
     kind, content = literal
     return Grid(*content) if kind == "grid" else Coordinates.find(content)
-
-
-def _layout_text(layout: Layout) -> str:
-    return (
-        f"({_tokens_text(layout.tokens)}, {layout.world_size!r}, {layout.ordering!r}, "
-        f"{layout.weights!r}, {layout.explicit_sizes!r})"
-    )
 
 
 def _layout_from(literal: Any, N: int) -> Layout:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ringspan.contracts.communicator import Exchange
 from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import Accumulator, Total, accumulation_dtype
-from ringspan.engine.ring import Arrival, KeyValue, Ring
+from ringspan.engine.ring import Arrival, Channel, KeyValue, Ring
 from ringspan.engine.rows import key_rows, query_rows
 from ringspan.plan.steps import Plan, Step
 
@@ -35,22 +34,22 @@ def _arrivals(
 
 
 def forward(
-    plan: Plan, kernels: Kernels, query: Tensor, local: KeyValue, exchange: Exchange | None
+    plan: Plan, kernels: Kernels, query: Tensor, local: KeyValue, channel: Channel | None
 ) -> tuple[Tensor, Tensor]:
     """Output `[B, N, H, Dv]` in the query's dtype and lse `[B, H, N]` of this rank's queries."""
     dtype = query.dtype if plan.one_piece else accumulation_dtype(query.dtype)
     shape = (*query.shape[:3], local.value.shape[-1])
     total = Accumulator(shape, query, dtype, plan.forward_covered)
-    ring = None if exchange is None else Ring(exchange, local)
+    ring = None if channel is None else Ring(channel, local)
     for step, rows in _arrivals(plan.steps, local, ring):
         for tiles in step.tiles:
             out, lse = kernels.forward(tiles, query, rows)
             total.put(query_rows(tiles, kernels.group), out, lse, first=tiles.forward_first)
-    return _finished(total.out, query), total.lse
+    return total.out.finish(query.dtype), total.lse
 
 
 def backward(
-    plan: Plan, kernels: Kernels, saved: Saved, exchange: Exchange | None
+    plan: Plan, kernels: Kernels, saved: Saved, channel: Channel | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of this rank's query, key and value, in their dtype.
 
@@ -60,7 +59,7 @@ def backward(
     saved, batch = _with_positive_infinity(saved), saved.query.shape[0]
     grad_query = _total(saved.query, plan.one_piece, plan.backward_covered)
     grad_key, grad_value = (_total(x, plan.key_one_piece, plan.key_covered) for x in saved.local)
-    ring = None if exchange is None else Ring(exchange, saved.local)
+    ring = None if channel is None else Ring(channel, saved.local)
     returning: list[tuple[Step, Arrival]] = []
     for step, rows in _arrivals(plan.backward_steps, saved.local, ring):
         message, received = None, None
@@ -81,9 +80,9 @@ def backward(
             if message is not None:
                 returning.append((step, ring.post_grads(step, message)))
     return (
-        _finished(grad_query.tensor, saved.query),
-        _finished(grad_key.tensor, saved.local.key),
-        _finished(grad_value.tensor, saved.local.value),
+        grad_query.finish(saved.query.dtype),
+        grad_key.finish(saved.local.key.dtype),
+        grad_value.finish(saved.local.value.dtype),
     )
 
 
@@ -102,8 +101,3 @@ def _with_positive_infinity(saved: Saved) -> Saved:
 def _total(like: Tensor, one_piece: bool, covered: bool) -> Total:
     dtype = like.dtype if one_piece else accumulation_dtype(like.dtype)
     return Total(tuple(like.shape), like, dtype, covered)
-
-
-def _finished(total: Tensor, like: Tensor) -> Tensor:
-    """In the input's dtype, and contiguous, as the operator promises to `torch.compile`."""
-    return total.to(like.dtype).contiguous()

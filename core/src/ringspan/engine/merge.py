@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ringspan.engine.rows import Selection, in_cache
+from ringspan.engine.workspace import borrow, give_back
 
 __all__ = ["Accumulator", "Total", "accumulation_dtype", "merge_"]
 
@@ -55,18 +56,28 @@ class Total:
     def tensor(self) -> Tensor:
         """What has arrived so far."""
         if self._tensor is None:
-            make = torch.empty if self._covered else torch.zeros
-            self._tensor = make(self._shape, dtype=self.dtype, device=self._device)
+            self._tensor = borrow(self._shape, self.dtype, self._device)
+            if not self._covered:
+                self._tensor.zero_()
         return self._tensor
 
     def put(self, rows: Selection, piece: Tensor, *, first: bool) -> None:
         """Takes `[B * T, L, H, D]`: written where these rows are untouched, else added."""
-        if first and self._tensor is None and rows.is_all_of(self._shape):
+        whole = first and self._tensor is None and rows.is_all_of(self._shape)
+        if whole and piece.dtype == self.dtype:
             # The kernel's own result is the sum so far: no copy.
-            self._tensor = piece.reshape(self._shape).to(self.dtype)
+            self._tensor = piece.reshape(self._shape)
             return
         put = rows.write if first else rows.add
         put(self.tensor, rows.split(piece, self._shape[0]))
+
+    def finish(self, dtype: torch.dtype) -> Tensor:
+        """The sum in `dtype`, contiguous as the operator promises to `torch.compile`."""
+        if dtype == self.dtype:
+            return self.tensor.contiguous()
+        finished = self.tensor.to(dtype).contiguous()
+        give_back(self.tensor)
+        return finished
 
 
 class Accumulator:
@@ -76,16 +87,11 @@ class Accumulator:
         self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype, covered: bool
     ) -> None:
         batch, rows, heads, _ = shape
-        self._out = Total(shape, like, dtype, covered)
+        self.out = Total(shape, like, dtype, covered)
         wide = accumulation_dtype(like.dtype)
         self.lse = torch.empty((batch, heads, rows), dtype=wide, device=like.device)
         if not covered:
             self.lse.fill_(-torch.inf)
-
-    @property
-    def out(self) -> Tensor:
-        """`[B, N, H, Dv]`"""
-        return self._out.tensor
 
     def put(self, rows: Selection, out: Tensor, lse: Tensor, *, first: bool) -> None:
         """Takes a piece: `out` `[B * T, L, H, Dv]` and `lse` `[B * T, H, L]` of some rows."""
@@ -93,10 +99,10 @@ class Accumulator:
         piece_lse = rows.split(lse.transpose(1, 2).unsqueeze(-1), batch)
         lse_BNH1 = self.lse.transpose(1, 2).unsqueeze(-1)
         if first:
-            self._out.put(rows, out, first=True)
+            self.out.put(rows, out, first=True)
             rows.write(lse_BNH1, piece_lse)
             return
-        merged, merged_lse = rows.view(self.out), rows.view(lse_BNH1)
+        merged, merged_lse = rows.view(self.out.tensor), rows.view(lse_BNH1)
         merge_(merged, merged_lse, rows.split(out, batch), piece_lse)
-        rows.settle(self.out, merged)
+        rows.settle(self.out.tensor, merged)
         rows.settle(lse_BNH1, merged_lse)

@@ -22,14 +22,13 @@ from ringspan.engine.choice import Choice, Operands, choose, recall, remember
 from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import accumulation_dtype
 from ringspan.engine.plans import cached_plan
-from ringspan.engine.ring import KeyValue
+from ringspan.engine.ring import Channel, KeyValue
 from ringspan.plan.groups import group_named
 from ringspan.plan.layout import Layout
 
 if TYPE_CHECKING:
     from ringspan_registry import Decision
 
-    from ringspan.contracts.communicator import Exchange
     from ringspan.plan.steps import Plan
 
 __all__ = ["AGREE_ON_LENGTHS", "LastRun", "attention", "attention_backward", "last_run"]
@@ -92,12 +91,12 @@ class _Run:
     def choose(self) -> Choice:
         return choose(self.call, self.operands, self.plan.masks, self.group is not None)
 
-    def open(self, choice: Choice) -> Exchange | None:
-        """The exchange of a ring, after all ranks agreed on what they are about to do."""
+    def open(self, choice: Choice) -> Channel | None:
+        """The channel of a ring, after all ranks agreed on what they are about to do."""
         if self.group is None:
             return None
-        agree(self.group, self._facts(choice))
-        return choice.communicator().open(self.group, self.operands.device)
+        number = agree(self.group, self._facts(choice), self.operands.device)
+        return Channel(choice.communicator().open(self.group, self.operands.device), number)
 
     def _facts(self, choice: Choice) -> dict[str, str]:
         call, operands = self.call, self.operands
@@ -169,20 +168,20 @@ def attention(
     query, key, value = _rows_last_contiguous(query, key, value)
     run = _prepare(query, key, value, call, N)
     choice = run.choose()
-    exchange = run.open(choice)
+    channel = run.open(choice)
     if run.empty:
         out, lse = _empty_outputs(query, key, value)
     else:
         out, lse = execute.forward(
-            run.plan, run.kernels(choice), query, KeyValue(key, value), exchange
+            run.plan, run.kernels(choice), query, KeyValue(key, value), channel
         )
     _last_run.set(
         LastRun(
             run.plan.rank,
             run.plan.world_size,
             choice.decisions,
-            exchange.bytes_sent if exchange else 0,
-            exchange.bytes_received if exchange else 0,
+            channel.exchange.bytes_sent if channel else 0,
+            channel.exchange.bytes_received if channel else 0,
         )
     )
     return out, lse, torch.tensor([remember(choice)])

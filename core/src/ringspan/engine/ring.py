@@ -11,7 +11,9 @@ from torch import Tensor
 from ringspan.contracts.communicator import Exchange, Message, Pending
 from ringspan.plan.steps import Parcel, Step
 
-__all__ = ["Arrival", "KeyValue", "Ring"]
+__all__ = ["Arrival", "Channel", "KeyValue", "Ring"]
+
+_TAGS = 2**30
 
 
 class KeyValue(NamedTuple):
@@ -19,6 +21,19 @@ class KeyValue(NamedTuple):
 
     key: Tensor
     value: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """An open exchange, and a number that all ranks of this call share with no other call."""
+
+    exchange: Exchange
+    call: int
+
+    def tag(self, step: Step, *, grads: bool) -> int:
+        """Tells calls, steps and directions apart, so that no rank takes another call's rows."""
+        per_call = 2 * self.exchange.world_size
+        return self.call % (_TAGS // per_call) * per_call + 2 * step.index + grads
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +66,10 @@ def _index(parcel: Parcel, device: torch.device) -> tuple[slice, Tensor, Tensor]
 
 
 class Ring:
-    """One call's messages over an open exchange; tags tell steps and directions apart."""
+    """One call's messages over a channel."""
 
-    def __init__(self, exchange: Exchange, local: KeyValue) -> None:
-        self._exchange = exchange
+    def __init__(self, channel: Channel, local: KeyValue) -> None:
+        self._channel = channel
         self._local = local
 
     def post_rows(self, step: Step) -> Arrival:
@@ -66,7 +81,9 @@ class Ring:
         out.key.squeeze(2).copy_(key[at])
         out.value.squeeze(2).copy_(value[at])
         received, rows = _buffer(batch, step.receive, self._local, key.dtype)
-        pending = self._post(step.target, sent, step.source, received, tag=2 * step.index)
+        pending = self._post(
+            step.target, sent, step.source, received, tag=self._channel.tag(step, grads=False)
+        )
         return Arrival(rows, sent, pending)
 
     def empty_grads(self, step: Step, dtype: torch.dtype) -> tuple[Tensor, KeyValue]:
@@ -78,7 +95,9 @@ class Ring:
         """Returns the gradients of received rows to their owner; receives those of sent rows."""
         batch = self._local.key.shape[0]
         received, rows = _buffer(batch, len(step.send), self._local, sent.dtype)
-        pending = self._post(step.source, sent, step.target, received, tag=2 * step.index + 1)
+        pending = self._post(
+            step.source, sent, step.target, received, tag=self._channel.tag(step, grads=True)
+        )
         return Arrival(rows, sent, pending)
 
     def add_grads(self, step: Step, arrival: Arrival, total: KeyValue) -> None:
@@ -92,7 +111,7 @@ class Ring:
     def _post(
         self, target: int, sent: Tensor, source: int, received: Tensor, *, tag: int
     ) -> Pending:
-        return self._exchange.post(
+        return self._channel.exchange.post(
             [Message(target, sent, tag)] if sent.numel() else [],
             [Message(source, received, tag)] if received.numel() else [],
         )

@@ -37,6 +37,7 @@ class Dense(Pattern):
                 got=repr(self.window),
                 remedy="Leave the window out",
             )
+        super().__post_init__()
 
     def cliques(self, domain: Domain) -> Iterable[Cliques]:
         """One set of all tokens."""

@@ -76,6 +76,7 @@ class Dilated(Pattern):
             raise InvalidArgument(
                 "along", expected="the name of an ordering or Along(...)", got=repr(self.along)
             )
+        super().__post_init__()
 
     def cliques(self, domain: Domain) -> Iterable[Cliques]:
         """Per branch and offset in use, the kept tokens of each segment."""
@@ -119,7 +120,8 @@ def _integers(name: str, values: object) -> tuple[int, ...]:
     for index, value in enumerate(values):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InvalidArgument(f"{name}[{index}]", expected="an integer >= 1", got=repr(value))
-    return tuple(values)
+    # int(): an IntEnum is an integer, but its text is not.
+    return tuple(int(value) for value in values)
 
 
 def _check_head_offsets(head_offsets: object) -> None:

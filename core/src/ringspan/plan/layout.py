@@ -61,6 +61,7 @@ class Layout:
         self.weights = _weights(weights, self.world_size)
         self.sizes = _sizes(sizes, self)
         self.explicit_sizes = None if sizes is None else self.sizes
+        self.text = self._make_text()
 
     @cached_property
     def order(self) -> npt.NDArray[np.int64]:
@@ -152,8 +153,21 @@ class Layout:
                 got=f"shape {list(x.shape)}",
             )
 
+    def _make_text(self) -> str:
+        """Names this layout, but for a plain sequence's length, where only text may go."""
+        tokens = "None" if isinstance(self.tokens, Sequence) else self.tokens.text
+        return (
+            f"({tokens}, {self.world_size!r}, {self.ordering!r}, {self.weights!r}, "
+            f"{self.explicit_sizes!r})"
+        )
+
     def _key(self) -> tuple[Any, ...]:
         return (self.tokens, self.world_size, self.ordering, self.weights, self.sizes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Built again: copies of Coordinates have handles of their own, which the text names.
+        given = (self.tokens, self.world_size, self.ordering, self.weights, self.explicit_sizes)
+        return (_rebuilt, given)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and self._key() == other._key()
@@ -165,6 +179,16 @@ class Layout:
         what = self.N if isinstance(self.tokens, Sequence) else self.tokens
         ordering = "" if self.ordering is None else f", ordering={self.ordering!r}"
         return f"Layout({what!r}, world_size={self.world_size}{ordering}, sizes={self.sizes})"
+
+
+def _rebuilt(
+    tokens: Tokens,
+    world_size: int,
+    ordering: str | None,
+    weights: tuple[float, ...] | None,
+    sizes: tuple[int, ...] | None,
+) -> Layout:
+    return Layout(tokens, world_size, ordering, weights, sizes=sizes)
 
 
 class _Gather(torch.autograd.Function):

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 from ringspan.catalogue import catalogue
 from ringspan.contracts.errors import BrokenContract
+from ringspan.contracts.ordering import Permutation
 from ringspan.contracts.tokens import Tokens
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from torch import Tensor
 
     from ringspan.contracts.ordering import Ordering
 
@@ -28,12 +30,27 @@ def order(
     """The token at each place, int64 `[N]`, along the named ordering."""
     provider = cast("Ordering", catalogue().provider("ordering", ordering))
     permutation = provider.places(tokens, shards=shards, weights=weights, device="cpu")
-    if permutation.tokens.numel() != tokens.N:
-        raise BrokenContract(
-            f"ordering {ordering!r}",
-            expected=f"a permutation of {tokens.N} tokens",
-            got=f"{permutation.tokens.numel()} places",
-        )
-    array: npt.NDArray[np.int64] = permutation.tokens.numpy()
+    array: npt.NDArray[np.int64] = _checked(permutation, ordering, tokens.N).numpy()
     array.flags.writeable = False
     return array
+
+
+def _checked(permutation: object, ordering: str, N: int) -> Tensor:
+    """The token at each place, once it is sure that every token stands at exactly one."""
+    if not isinstance(permutation, Permutation):
+        raise BrokenContract(
+            f"ordering {ordering!r}", expected="a Permutation", got=type(permutation).__name__
+        )
+    if permutation.tokens.shape != (N,):
+        raise BrokenContract(
+            f"ordering {ordering!r}",
+            expected=f"a permutation of {N} tokens",
+            got=f"tokens of shape {list(permutation.tokens.shape)}",
+        )
+    try:
+        # Built again, for a plugin may have filled in the fields itself.
+        return Permutation.from_tokens(permutation.tokens).tokens
+    except BrokenContract as fault:
+        raise BrokenContract(
+            f"ordering {ordering!r}", expected=fault.expected, got=fault.got
+        ) from fault
