@@ -243,6 +243,27 @@ def test_a_context_is_validated_before_it_is_entered(
         make().use(**values)
 
 
+def test_a_setting_of_the_whole_process_is_refused_in_a_context(make: Make) -> None:
+    found = make()
+    with pytest.raises(ConfigurationError) as raised:
+        found.use(cook="anna", blocked=["bert"])
+    message = str(raised.value)
+    assert message.startswith(
+        "blocked: expected a file or the environment to set it, got a context"
+    )
+    assert "read once" in message
+    assert 'HOUSE_BLOCKED=name, or blocked = ["name"] in house.toml' in message
+    assert found.get("cook").source == "default"
+
+
+def test_the_schemas_owner_says_which_settings_are_the_processes(tmp_path: Path) -> None:
+    found = Configuration(Settings, prefix="HOUSE", environ={}, directory=tmp_path, fixed={"mood"})
+    with pytest.raises(ConfigurationError, match="mood: expected a file or the environment"):
+        found.use(mood="hasty")
+    with found.use(blocked=["bert"]):
+        assert found.get("blocked").value == ["bert"]
+
+
 def test_a_bad_call_argument_is_an_invalid_argument(make: Make) -> None:
     with pytest.raises(InvalidArgument, match="cook: expected a valid string"):
         make().get("cook", call=7)
@@ -284,6 +305,7 @@ def test_a_file_with_an_unknown_key_or_value_is_an_error_naming_file_and_key(
         (b"[plugins", "line 1, column 9"),
         (b"autotune = true\nautotune = false", "line 2, column 17"),
         (b'cook = "anna"\nmood = "\xff"', "line 2, column 9"),
+        (b'\xef\xbb\xbfmood = "\xff"', "line 1, column 9"),
     ],
 )
 def test_malformed_toml_names_file_line_and_column(
@@ -294,6 +316,17 @@ def test_malformed_toml_names_file_line_and_column(
         make().get("cook")
     assert str(tmp_path / "house.toml") in str(raised.value)
     assert where in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("filename", "content"),
+    [("house.toml", 'cook = "anna"'), ("pyproject.toml", '[tool.house]\ncook = "anna"')],
+)
+def test_a_byte_order_mark_is_no_part_of_a_file(
+    make: Make, tmp_path: Path, filename: str, content: str
+) -> None:
+    (tmp_path / filename).write_text(content, encoding="utf-8-sig")
+    assert make().get("cook").value == "anna"
 
 
 def test_an_unknown_variable_is_an_error_that_lists_the_known_ones(make: Make) -> None:

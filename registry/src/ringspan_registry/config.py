@@ -56,6 +56,8 @@ class Configuration:
         user_directory: where the user's file lies; None: the platform's place for it.
         environ: the environment; None: this process's.
         reserved: variables with the prefix that mean something else, and are left alone.
+        fixed: keys that are read once for the whole process, and so refused in a context; the
+            registry's own is `blocked`.
 
     Example:
         >>> import pydantic
@@ -80,6 +82,7 @@ class Configuration:
         user_directory: Path | None = None,
         environ: Mapping[str, str] | None = None,
         reserved: Collection[str] = (),
+        fixed: Collection[str] = ("blocked",),
     ) -> None:
         self._schema = schema
         self._prefix = prefix
@@ -89,6 +92,7 @@ class Configuration:
         self._user_directory = user_directory
         self._environ = os.environ if environ is None else environ
         self._reserved = frozenset(reserved)
+        self._fixed = frozenset(fixed)
         self._context: ContextVar[Mapping[str, Any]] = ContextVar(
             "settings", default=MappingProxyType({})
         )
@@ -128,10 +132,12 @@ class Configuration:
         """Settings for the calls inside a `with`, in this thread or task alone; nests.
 
         Raises:
-            ConfigurationError: a key or value is not known; before anything is entered.
+            ConfigurationError: a key or value is not known, or the key is one of `fixed`; before
+                anything is entered.
         """
         for key in values:
             self._check_key(key)
+            self._refuse_fixed(key)
         return self._entered({key: self._check_value(key, values[key], key) for key in values})
 
     def section(self, plugin_name: str, schema: type[Section]) -> Section:
@@ -244,6 +250,18 @@ class Configuration:
     def _check_key(self, key: str) -> None:
         if key not in self._schema.model_fields:
             raise _unknown_key(key, self.keys, "setting")
+
+    def _refuse_fixed(self, key: str) -> None:
+        if key in self._fixed:
+            raise ConfigurationError(
+                key,
+                expected="a file or the environment to set it",
+                got="a context",
+                remedy=(
+                    "It is read once for the whole process: "
+                    f"set {self._variable(key)}, or {key} in {self._filename}"
+                ),
+            )
 
     def _from_text(self, key: str, raw: str, variable: str) -> Any:
         """A variable's value: commas make a list, where the key takes one."""

@@ -86,7 +86,7 @@ def _pyproject(path: Path, table: str) -> ConfigurationFile | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")  # Windows editors begin with a mark
     except OSError as error:
         raise ConfigurationError(
             str(path), expected="a readable file", got=error.strerror or str(error)
