@@ -211,6 +211,14 @@ def test_a_provider_whose_name_cannot_be_configured_makes_its_plugin_faulty(
 
 
 @pytest.mark.usefixtures("good")
+def test_settings_that_are_no_pydantic_model_make_their_plugin_faulty(
+    install: Install, house: House, cpu: DeviceInfo, cook_source: Source
+) -> None:
+    install("bad", cook_source("zoe", body="settings = {'salary': 1}"))
+    assert_faulty_alone(house(), cpu, "settings {'salary': 1} (expected a pydantic model)")
+
+
+@pytest.mark.usefixtures("good")
 def test_a_plugin_with_one_name_twice_is_faulty(
     install: Install, house: House, cpu: DeviceInfo, cook_source: Source
 ) -> None:

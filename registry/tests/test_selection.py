@@ -46,7 +46,7 @@ class Dinner:
     menu: Path = Path("menu.txt")
 
 
-def priority(value: int) -> str:
+def priority(value: object) -> str:
     return f"def priority(self, device):\n    return {value}"
 
 
@@ -185,6 +185,9 @@ def test_a_reason_that_probe_and_problem_share_is_given_once(
         ("def reasons_against(self, problem):\n    return 'tired'", "the one string 'tired'"),
         ("def reasons_against(self, problem):\n    return [7]", "expected strings, got 7"),
         ("def priority(self, device):\n    return {}['x']", "priority raised KeyError"),
+        (priority("None"), "priority raised TypeError: expected an integer, got None"),
+        (priority("'high'"), "priority raised TypeError: expected an integer, got 'high'"),
+        (priority("float('nan')"), "priority raised TypeError: expected an integer, got nan"),
     ],
 )
 def test_a_provider_that_raises_when_asked_is_faulty_and_another_one_serves(
@@ -427,11 +430,70 @@ def test_decisions_and_the_errors_that_carry_them_survive_pickling(house: House)
 def test_a_section_for_a_plugin_that_is_not_installed_is_warned_about(
     house: House, cpu: DeviceInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "house.toml").write_text("[plugins.ana]\nsalary = 1\n[plugins.bert]\n")
+    (tmp_path / "house.toml").write_text("[plugins.ana]\nsalary = 1\n")
     house().select("cook", 4, cpu)
     (warning,) = caplog.records
     assert "plugins.ana in" in warning.getMessage()
     assert "Did you mean 'anna'?" in warning.getMessage()
+
+
+SALARIED = """
+import pydantic
+class Salary(pydantic.BaseModel):
+    salary: int = 0
+"""
+
+
+def test_a_section_is_validated_by_the_schema_that_the_plugins_providers_declare(
+    install: Install, house: House, cook_source: Source, tmp_path: Path
+) -> None:
+    install("anna", SALARIED + cook_source("anna", "ada", body="settings = Salary"))
+    file = tmp_path / "house.toml"
+    file.write_text("[plugins.anna]\nsalary = 1\n")
+    assert house().names("cook") == ("ada", "anna")
+    file.write_text("[plugins.anna]\nsallary = 1\n")
+    with pytest.raises(ConfigurationError, match=r"plugins.anna.sallary in .*house.toml") as raised:
+        house().names("cook")
+    assert "Did you mean 'salary'?" in str(raised.value)
+
+
+@pytest.mark.usefixtures("kitchens")
+@pytest.mark.parametrize("content", ["salary = 1\n", ""])
+def test_a_section_for_a_plugin_without_settings_is_an_error_naming_it(
+    house: House, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "house.toml").write_text(f"[plugins.bert]\n{content}")
+    registry = house()
+    for _ in range(2):
+        with pytest.raises(ConfigurationError) as raised:
+            registry.names("cook")
+    message = str(raised.value)
+    assert f"plugins.bert in {tmp_path}" in message
+    assert "'bert' of house-bert" in message
+    assert "takes no settings" in message
+    (tmp_path / "house.toml").unlink()
+
+
+def test_a_section_for_a_plugin_that_is_blocked_or_faulty_is_left_alone(
+    install: Install, house: House, cook_source: Source, tmp_path: Path
+) -> None:
+    install("anna", cook_source("anna"))
+    install("bert", "raise ValueError('broken')")
+    (tmp_path / "house.toml").write_text("[plugins.anna]\nsalary = 1\n[plugins.bert]\npay = 2\n")
+    assert house(blocked="anna").names("cook") == ()
+
+
+@pytest.mark.usefixtures("kitchens")
+def test_a_blocked_name_that_nobody_has_is_warned_about_once(
+    house: House, cpu: DeviceInfo, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = house(blocked="House_Anna,bret,school")
+    registry.select("cook", 4, cpu, requested="bert")
+    registry.select("cook", 5, cpu, requested="bert")
+    (warning,) = [each for each in caplog.records if each.levelno == logging.WARNING]
+    message = warning.getMessage()
+    assert message.startswith("blocked (from environment): no plugin or distribution named 'bret'")
+    assert "Did you mean 'bert'?" in message
 
 
 NAMES = ("anna", "bert", "chef", "cleo", "dora")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ringspan_registry.clashes import Clash, annotate, find_clashes
 from ringspan_registry.discovery import Offer, PluginRecord, Rules, discover
 from ringspan_registry.errors import InvalidArgument, UnknownProvider
 from ringspan_registry.refusals import unknown_provider
 from ringspan_registry.suggest import listed
+
+if TYPE_CHECKING:
+    import pydantic
 
 __all__ = ["Catalogue"]
 
@@ -22,6 +26,8 @@ class Catalogue:
     offers: Mapping[str, Mapping[str, Offer]]
     """Kind -> name -> offer; of two that clash, the first."""
     clashes: tuple[Clash, ...]
+    every_offer: tuple[Offer, ...]
+    """Of two that clash, both."""
 
     @classmethod
     def discover(cls, rules: Rules) -> Catalogue:
@@ -31,7 +37,13 @@ class Catalogue:
         by_kind: dict[str, dict[str, Offer]] = {kind: {} for kind in rules.kinds}
         for offer in offers:
             by_kind[offer.kind].setdefault(offer.name, offer)
-        return cls(tuple(annotate(record, clashes) for record in records), by_kind, clashes)
+        annotated = tuple(annotate(record, clashes) for record in records)
+        return cls(annotated, by_kind, clashes, offers)
+
+    def schemas(self, plugin: str) -> set[type[pydantic.BaseModel]]:
+        """What the settings of a loaded plugin look like; empty where it takes none."""
+        mine = (offer.provider.settings for offer in self.every_offer if offer.plugin == plugin)
+        return {schema for schema in mine if schema is not None}
 
     def of_kind(self, kind: str) -> Mapping[str, Offer]:
         """The offers of one kind, by name."""

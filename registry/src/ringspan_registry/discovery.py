@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import Distribution, EntryPoint, distributions
@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from ringspan_registry.provider import API_VERSION, Provider
 from ringspan_registry.suggest import did_you_mean, listed
 
-__all__ = ["AUTO", "Offer", "PluginRecord", "PluginState", "Rules", "discover"]
+__all__ = ["AUTO", "Offer", "PluginRecord", "PluginState", "Rules", "discover", "is_blocked"]
 
 AUTO = "auto"
 """The name that leaves the choice to the registry; no provider may have it."""
@@ -111,8 +111,7 @@ class _Found:
 
     def load(self, rules: Rules) -> tuple[PluginRecord, tuple[Offer, ...]]:
         record = PluginRecord(self.name, self.origin, self.version, PluginState.LOADED)
-        blocked = {canonicalize_name(name) for name in rules.blocked}
-        if blocked & {canonicalize_name(self.name), canonicalize_name(self.origin)}:
+        if is_blocked(self.name, self.origin, rules.blocked):
             reason = "blocked by configuration; not imported"
             return replace(record, state=PluginState.BLOCKED, reason=reason), ()
         started = time.perf_counter()
@@ -138,6 +137,12 @@ class _Found:
         plugin = self.entry_point.load()
         for kind, provider in _provided(plugin, self.name, rules):
             yield Offer(kind, provider.name, provider, self.name, self.origin, self.version)
+
+
+def is_blocked(plugin: str, distribution: str, blocked: Collection[str]) -> bool:
+    """Whether a name in `blocked` is the plugin's or the distribution's, however it is spelled."""
+    names = {canonicalize_name(plugin), canonicalize_name(distribution)}
+    return any(canonicalize_name(name) in names for name in blocked)
 
 
 def _installed(group: str) -> Iterator[_Found]:
@@ -225,6 +230,10 @@ def _check_provider(provider: object, hook: str, base: type) -> None:
         raise _RefusedError(
             f"{hook} offers a provider named {name!r} "
             f"(expected a string without commas and blanks, other than {AUTO!r})"
+        )
+    if provider.settings is not None and not hasattr(provider.settings, "model_fields"):
+        raise _RefusedError(
+            f"provider {name!r} has settings {provider.settings!r} (expected a pydantic model)"
         )
     if provider.api_version != API_VERSION:
         raise _RefusedError(

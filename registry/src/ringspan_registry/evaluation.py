@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from ringspan_registry.devices import DeviceInfo
 from ringspan_registry.discovery import Offer
 from ringspan_registry.provider import Availability, Provider
 
-__all__ = ["Faulty", "evaluate", "faulted", "probe"]
+__all__ = ["Faulty", "checked_priority", "evaluate", "faulted", "probe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,14 @@ def evaluate(offer: Offer, problem: Any, availability: Availability) -> Candidat
         candidate = replace(candidate, state=CandidateState.UNSUPPORTED)
     every = dict.fromkeys((*candidate.reasons, *against))  # a probe may say the same
     return replace(candidate, reasons=tuple(every))
+
+
+def checked_priority(value: object) -> int:
+    """A priority as it was answered; raises TypeError where others cannot be compared with it."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"expected an integer, got {value!r}") from None
 
 
 def faulted(candidate: Candidate, error: Exception, doing: str) -> Candidate:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ringspan_registry.devices import DeviceInfo
+
+if TYPE_CHECKING:
+    import pydantic
 
 __all__ = ["API_VERSION", "Availability", "Provider"]
 
@@ -49,6 +52,11 @@ class Provider(ABC):
     """What users write in configuration."""
     api_version: ClassVar[int] = API_VERSION
     """The contract version this provider was written for."""
+    settings: ClassVar[type[pydantic.BaseModel] | None] = None
+    """The schema of its plugin's section in the configuration; None: it takes no settings.
+
+    Providers of one plugin that take settings share one schema.
+    """
 
     @abstractmethod
     def probe(self, device: DeviceInfo) -> Availability:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from ringspan_registry.agreement import check_sections, warn_of_unknown_blocked
 from ringspan_registry.autotune import Timings
 from ringspan_registry.catalogue import Catalogue
 from ringspan_registry.config import Configuration
@@ -20,11 +21,10 @@ from ringspan_registry.errors import (
     InvalidArgument,
     PluginError,
 )
-from ringspan_registry.evaluation import evaluate, faulted, probe
+from ringspan_registry.evaluation import checked_priority, evaluate, faulted, probe
 from ringspan_registry.provider import Availability, Provider
 from ringspan_registry.refusals import no_eligible_provider, sourced
 from ringspan_registry.selection import Ranked, Wish, settle
-from ringspan_registry.suggest import did_you_mean, listed
 
 __all__ = ["Registry"]
 
@@ -178,7 +178,8 @@ class Registry:
         candidate = evaluate(offer, problem, self._probe(offer, device))
         provider = offer.provider
         try:
-            priority = provider.priority(device) if rank_of is None else rank_of(provider)
+            answer = provider.priority(device) if rank_of is None else rank_of(provider)
+            priority = checked_priority(answer)
         except Exception as error:  # noqa: BLE001 - third-party code; kept as this provider's fault
             return Ranked(faulted(candidate, error, "priority"), position)
         return Ranked(candidate, position, priority)
@@ -260,7 +261,8 @@ class Registry:
             found = Catalogue.discover(self._rules())
         finally:
             self._discovering = False
-        self._warn_of_unknown_sections(found.records)
+        check_sections(self._configuration, found)
+        warn_of_unknown_blocked(self._configuration, found)
         return found
 
     def _rules(self) -> Rules:
@@ -273,18 +275,6 @@ class Registry:
             how_to_block=lambda name: self._configuration.advice("blocked", name),
             slow_seconds=self._slow_seconds,
         )
-
-    def _warn_of_unknown_sections(self, records: Sequence[PluginRecord]) -> None:
-        # Not an error: one file may serve machines with different plugins.
-        installed = {record.name for record in records}
-        for name, where in self._configuration.section_names().items():
-            if name not in installed:
-                _logger.warning(
-                    "%s: no plugin of that name is installed (installed: %s). %s",
-                    where,
-                    listed(installed),
-                    did_you_mean(name, installed),
-                )
 
 
 def _stamped(offer: Offer) -> Candidate:
