@@ -23,6 +23,7 @@ import torch
 from measure import interleaved, peak_bytes
 from ringspan.catalogue import catalogue
 from ringspan.contracts import CAUSAL, FULL, AttentionBackend
+from ringspan.engine import workspace
 from ringspan.engine.rows import key_rows, query_rows
 from ringspan.plan.layout import Layout
 from ringspan.plan.schedule import make_plan
@@ -105,6 +106,8 @@ def measure(case: Case, pairs: int) -> dict[str, Any]:
     tensors = case.tensors()
     bare = BareKernels(case, tensors)
     times = interleaved(lambda: whole(case, tensors), bare, pairs, case.device)
+    # What earlier calls left for this one would otherwise not be counted.
+    workspace.release()
     peak = peak_bytes(lambda: whole(case, tensors), case.device)
     ratio, memory = times.ratio, peak / sum(x.numel() * x.element_size() for x in tensors)
     memory_limit = MEMORY_LIMITS[case.dtype]

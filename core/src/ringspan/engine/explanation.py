@@ -26,6 +26,20 @@ __all__ = ["Explanation", "Inputs", "RankReport", "StepReport", "explain_call"]
 class Inputs:
     """A described problem: the shapes of q, k and v over all ranks, without tensors.
 
+    Args:
+        N: tokens over all ranks.
+        heads: query heads.
+        head_dim: dimensions of a query and key head.
+        kv_heads: key/value heads, a divisor of `heads`; None: as many as `heads`.
+        value_head_dim: dimensions of a value head; None: as `head_dim`.
+        batch: sequences.
+        dtype: a torch dtype or its name; kept as the name.
+        device: a torch device or its name; kept as the name.
+        needs_backward: whether gradients are asked for.
+
+    Raises:
+        InvalidArgument: a field has the wrong type or value; names it.
+
     Example:
         >>> Inputs(N=1024, heads=8, head_dim=64).kv_heads
         8
@@ -37,31 +51,28 @@ class Inputs:
     kv_heads: int | None = None
     value_head_dim: int | None = None
     batch: int = 1
-    dtype: str = "float32"
-    device: str = "cpu"
+    dtype: str | torch.dtype = "float32"
+    device: str | torch.device = "cpu"
     needs_backward: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
-        object.__setattr__(self, "value_head_dim", self.value_head_dim or self.head_dim)
+        for name, default in {"kv_heads": self.heads, "value_head_dim": self.head_dim}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         for name in ("N", "batch"):
             _check_count(name, getattr(self, name), 0)
         for name in ("heads", "head_dim", "kv_heads", "value_head_dim"):
             _check_count(name, getattr(self, name), 1)
-        if self.heads % (self.kv_heads or 1):
+        if self.heads % (self.kv_heads or self.heads):
             raise InvalidArgument(
                 "heads", expected=f"a multiple of kv_heads {self.kv_heads}", got=str(self.heads)
             )
-        if self.dtype not in ("float16", "bfloat16", "float32", "float64"):
+        object.__setattr__(self, "dtype", _dtype_name(self.dtype))
+        object.__setattr__(self, "device", _device_name(self.device))
+        if not isinstance(self.needs_backward, bool):
             raise InvalidArgument(
-                "dtype", expected="float16, bfloat16, float32 or float64", got=repr(self.dtype)
+                "needs_backward", expected="True or False", got=repr(self.needs_backward)
             )
-        try:
-            torch.device(self.device)
-        except RuntimeError:
-            raise InvalidArgument(
-                "device", expected="a torch device such as 'cpu' or 'cuda:0'", got=repr(self.device)
-            ) from None
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, *, N: int, needs_backward: bool) -> Inputs:
@@ -81,9 +92,30 @@ class Inputs:
             self.kv_heads or self.heads,
             self.head_dim,
             self.value_head_dim or self.head_dim,
-            getattr(torch, self.dtype),
+            getattr(torch, str(self.dtype)),
             torch.device(self.device),
         )
+
+
+def _dtype_name(dtype: object) -> str:
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if not isinstance(name, str) or name not in ("float16", "bfloat16", "float32", "float64"):
+        raise InvalidArgument(
+            "dtype", expected="float16, bfloat16, float32 or float64", got=repr(dtype)
+        )
+    return name
+
+
+def _device_name(device: object) -> str:
+    refusal = InvalidArgument(
+        "device", expected="a torch device such as 'cpu' or 'cuda:0'", got=repr(device)
+    )
+    if not isinstance(device, str | torch.device):
+        raise refusal
+    try:
+        return str(torch.device(device))
+    except RuntimeError:
+        raise refusal from None
 
 
 def _check_count(name: str, value: object, least: int) -> None:

@@ -11,7 +11,7 @@ import threading
 import torch
 from torch import Tensor
 
-__all__ = ["borrow", "give_back"]
+__all__ = ["borrow", "give_back", "release"]
 
 _SMALLEST = 2**25
 _KEPT_BYTES = 2**28
@@ -40,3 +40,8 @@ def give_back(block: Tensor) -> None:
     _kept.blocks.append(block)
     while sum(kept.nbytes for kept in _kept.blocks) > _KEPT_BYTES:
         _kept.blocks.pop(0)
+
+
+def release() -> None:
+    """Lets go of all memory kept by this thread."""
+    _kept.blocks.clear()
