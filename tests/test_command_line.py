@@ -59,6 +59,22 @@ def test_explain_names_the_chosen_backend_and_why_not_the_others() -> None:
     )
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_explain_gives_every_reason_once(device: str) -> None:
+    process = subprocess.run(
+        ["ringspan", "explain", *PROBLEM, "--device", device],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "supported:" in process.stdout
+    for line in process.stdout.splitlines():
+        reasons = line.split(": ", 2)[-1].split("; ")
+        assert len(reasons) == len(set(reasons))
+        assert line.count("device ") <= 1
+
+
 def test_explain_says_the_same_to_people() -> None:
     shown = ringspan("explain", *PROBLEM, "--world-size", "4", "--backend", "manual")
     for word in ("GFLOP", "tiles", "rank 3", "receives", "MiB", "manual: chosen", "isend: chosen"):

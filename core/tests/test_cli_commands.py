@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 from ringspan.cli.app import app
+from ringspan.cli.doctor import table
 from ringspan.cli.extras import missing, require
 from ringspan.errors import InvalidArgument, RingspanError
 from typer.testing import CliRunner, Result
@@ -73,6 +77,18 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["explain", "--n", "64", "--dense", "--backend", "nobody"], "backend: expected"),
         (["plot", "pattern", "--out", "picture.gif"], "out: expected"),
         (["plot", "pattern", "--head", "1"], "--head: expected 0 .. 0"),
+        (["plot", "pattern", "--kv-heads", "0"], "--kv-heads: expected an integer >= 1, got 0"),
+        (["plot", "pattern", "--n", "0"], "tokens: expected 1 .. 1,048,576 tokens to draw, got 0"),
+        (["plot", "pattern", "--n", "1048577"], "tokens: expected 1 .. 1,048,576"),
+        (["plot", "ordering", "identity", "--grid", "9999x9999"], "got 99,980,001"),
+        (["explain", "--n", "99999999999", "--dense"], "memory: expected enough for this problem"),
+        (["explain", "--n", str(10**20), "--dense"], "N: expected at most"),
+        (["explain", "--n", "64", "--dense", "--world-size", str(10**20)], "world_size: expected"),
+        (["explain", "--n", "64", "--segments", "8", "--fold"], "--fold: expected --along"),
+        (["explain", "--n", "64", "--dense", "--fold"], "--fold: expected --segments"),
+        (["explain", "--n", "64", "--dense", "--blocked-offsets"], "--blocked-offsets: expected"),
+        (["explain", "--n", "64", "--dense", "--kv-heads", "0"], "kv_heads: expected an integer"),
+        (["explain", "--n", "64", "--dense", "--value-head-dim", "0"], "value_head_dim: expected"),
         (["plot", "ordering", "nobody"], "ordering: expected"),
         (["demo", "--text", "/no/such/text"], "--text: expected a file or folder"),
     ],
@@ -129,10 +145,54 @@ def test_doctor_lists_a_broken_plugin_as_faulty_and_goes_on(broken: Path) -> Non
 
 def test_doctor_shows_people_the_same(broken: Path) -> None:
     process = command("", "doctor", path=broken)
-    shown = " ".join(process.stdout.replace("│", " ").split())
+    shown = " ".join(process.stdout.split())
     assert process.returncode == 0
     for word in ("python", "torch", "device cpu", "backend =", "wheels", "faulty"):
         assert word in shown
+
+
+YES = {"usable": True, "reason": "", "remedy": ""}
+
+
+def shown_plugin(*devices: dict[str, Any], names: tuple[str, ...] = ("sdpa-efficient",)) -> Table:
+    providers = [{"kind": "backend", "name": name, "devices": devices} for name in names]
+    facts = {"name": "identity", "distribution": "ringspan-identity", "version": "0.1.0"}
+    return table([facts | {"state": "loaded", "reason": "", "remedy": "", "providers": providers}])
+
+
+def printed(rows: Table, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(rows)
+    return console.export_text()
+
+
+def test_the_table_of_plugins_truncates_nothing_at_any_width() -> None:
+    no = {"usable": False, "remedy": "Use another", "reason": "a long explanation, " * 9}
+    rows = shown_plugin({"device": "cpu"} | YES, {"device": "cuda:0"} | no, {"device": "xpu"} | no)
+    letters = sorted(filter(str.isalnum, printed(rows, 400)))
+    for width in (60, 80, 100, 200):
+        shown = printed(rows, width)
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= width
+        assert sorted(filter(str.isalnum, shown)) == letters
+
+
+def test_the_table_of_plugins_keeps_names_whole_at_a_hundred_columns() -> None:
+    no = {"usable": False, "remedy": "Use another", "reason": "a long explanation, " * 9}
+    rows = shown_plugin({"device": "cpu"} | YES, {"device": "cuda:0"} | no, {"device": "xpu"} | no)
+    shown = printed(rows, 100)
+    for name in ("identity", "backend sdpa-efficient", "ringspan-identity", "usable on cpu"):
+        assert name in shown
+
+
+def test_the_table_of_plugins_has_one_row_per_provider() -> None:
+    rows = shown_plugin({"device": "cpu"} | YES, {"device": "cuda:0"} | YES, names=("one", "two"))
+    assert rows.row_count == 2
+    assert "cuda:0" not in printed(rows, 100)
+
+
+def test_a_plugin_that_offers_nothing_has_a_row() -> None:
+    assert shown_plugin(names=()).row_count == 1
 
 
 def test_version_lists_plugins_with_their_versions(broken: Path) -> None:

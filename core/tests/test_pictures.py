@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ringspan import Dilated, pictures
+from ringspan import Dense, Dilated, Grid, pictures
 from ringspan.contracts.tokens import Sequence
 from ringspan.errors import InvalidArgument
 
@@ -57,6 +57,31 @@ def test_the_suffix_decides_the_format(tmp_path: Path, suffix: str, start: bytes
 def test_a_file_that_cannot_hold_a_picture_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidArgument, match=r"^out: expected"):
         pictures.check_out(tmp_path / name)
+
+
+@pytest.mark.parametrize("N", [0, 2**20 + 1])
+def test_a_pattern_over_too_few_or_too_many_tokens_is_not_drawn(N: int) -> None:
+    with pytest.raises(InvalidArgument, match=r"1 \.\. 1,048,576 tokens"):
+        pictures.pattern_picture(Dense(), Sequence(N))
+
+
+def test_an_ordering_of_too_many_points_is_refused_before_they_are_laid_out() -> None:
+    with pytest.raises(InvalidArgument, match=r"1 \.\. 262,144 tokens to draw, got 10,000,000,000"):
+        pictures.ordering_picture("row-major", Grid(100_000, 100_000))
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"),
+    [
+        ("kv_heads", {"kv_heads": 0}),
+        ("head", {"kv_heads": 2, "head": 2}),
+        ("head", {"head": -1}),
+    ],
+)
+def test_a_head_that_is_not_there_is_refused(argument: str, options: dict[str, int]) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        pictures.pattern_picture(Dense(), Sequence(4), **options)
+    assert refusal.value.argument == argument
 
 
 def test_an_ordering_needs_coordinates() -> None:

@@ -29,6 +29,9 @@ __all__ = [
 
 SUFFIXES = (".png", ".svg")
 _PIXELS = 512
+_MOST_TOKENS = 2**20
+_MOST_POINTS = _PIXELS**2
+"""Of a curve: with more, its turns are smaller than a picture's pixels."""
 
 
 def pairs_per_pixel(
@@ -72,9 +75,18 @@ def pattern_picture(
     causal: bool = False,
     title: str = "",
 ) -> Figure:
-    """A head's mask: queries down, keys across; darker where a larger share of pairs is seen."""
+    """A head's mask: queries down, keys across; darker where a larger share of pairs is seen.
+
+    Raises:
+        InvalidArgument: there are no tokens or more than 1,048,576, or no such head.
+    """
     from matplotlib.colors import LogNorm
 
+    _check_drawable(tokens, _MOST_TOKENS)
+    if kv_heads < 1:
+        raise InvalidArgument("kv_heads", expected="an integer >= 1", got=str(kv_heads))
+    if not 0 <= head < kv_heads:
+        raise InvalidArgument("head", expected=f"0 .. {kv_heads - 1}", got=str(head))
     pixels = min(tokens.N, _PIXELS)
     counts = pairs_per_pixel(
         pattern, tokens, kv_heads=kv_heads, head=head, causal=causal, pixels=pixels
@@ -97,9 +109,14 @@ def pattern_picture(
 
 
 def ordering_picture(ordering: str, tokens: Tokens, *, title: str = "") -> Figure:
-    """The path through the tokens' coordinates in order of place, from dark to light."""
+    """The path through the tokens' coordinates in order of place, from dark to light.
+
+    Raises:
+        InvalidArgument: there are no tokens or more than 262,144, or they have no coordinates.
+    """
     from matplotlib.collections import LineCollection
 
+    _check_drawable(tokens, _MOST_POINTS)
     coordinates = tokens.coordinates
     if coordinates is None:
         raise InvalidArgument(
@@ -145,6 +162,13 @@ def curve_picture(
     if levels:
         axes.legend()
     return figure
+
+
+def _check_drawable(tokens: Tokens, most: int) -> None:
+    if not 1 <= tokens.N <= most:
+        raise InvalidArgument(
+            "tokens", expected=f"1 .. {most:,} tokens to draw", got=f"{tokens.N:,}"
+        )
 
 
 def _figure(width: float, height: float) -> Figure:

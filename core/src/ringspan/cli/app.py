@@ -17,16 +17,29 @@ __all__ = ["app"]
 
 
 class _OneLinePerError(TyperGroup):
-    """Shows a `RingspanError` as one red line and exits with 2; `--debug` shows the traceback."""
+    """Shows an expected error as one red line and exits with 2; `--debug` shows the traceback.
+
+    Expected is what Ringspan raises on purpose, and a problem larger than memory.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except RingspanError as error:
+        except (RingspanError, MemoryError) as error:
             if ctx.params.get("debug"):
                 raise
-            Console(stderr=True, soft_wrap=True).print(Text(f"error: {error}", style="red"))
+            told = _out_of_memory(error) if isinstance(error, MemoryError) else error
+            Console(stderr=True, soft_wrap=True).print(Text(f"error: {told}", style="red"))
             raise typer.Exit(2) from error
+
+
+def _out_of_memory(error: MemoryError) -> RingspanError:
+    return RingspanError(
+        "memory",
+        expected="enough for this problem",
+        got=str(error) or "too little",
+        remedy="Describe fewer tokens",
+    )
 
 
 app = typer.Typer(

@@ -7,8 +7,10 @@ import platform
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ringspan.cli.problem import print_json
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from ringspan_registry import DeviceInfo, PluginRecord
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "table"]
 
 
 def doctor(
@@ -84,7 +86,7 @@ def _show(findings: dict[str, Any]) -> None:
         console.print(f"device {_device_line(device)}", markup=False)
     for key, setting in findings["settings"].items():
         console.print(f"{key} = {setting['value']!r} ({setting['source']})", markup=False)
-    console.print(_table(findings["plugins"]))
+    console.print(table(findings["plugins"]))
 
 
 def _device_line(device: dict[str, Any]) -> str:
@@ -108,23 +110,46 @@ def _device_line(device: dict[str, Any]) -> str:
     return ", ".join(fact for fact in facts if fact)
 
 
-def _table(plugins: Iterable[dict[str, Any]]) -> Table:
-    table = Table("plugin", "distribution", "offers", "state", "reason and remedy")
+def table(plugins: Iterable[dict[str, Any]]) -> Table:
+    """One row per provider, and one per plugin that offers none or wants attention.
+
+    Args:
+        plugins: as in `ringspan doctor --json`.
+    """
+    rows = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for header in ("plugin", "offers", "distribution", "state", "reason and remedy"):
+        # What does not fit goes on in the next line: by default it would be cut. A state with many
+        # devices takes lines of its own, not the width of the names.
+        rows.add_column(header, overflow="fold", max_width=14 if header == "state" else None)
     for plugin in plugins:
         distribution = f"{plugin['distribution']} {plugin['version']}"
-        if plugin["state"] != "loaded" or plugin["reason"]:
-            table.add_row(plugin["name"], distribution, "", *_verdict(plugin["state"], plugin))
+        if plugin["state"] != "loaded" or plugin["reason"] or not plugin["providers"]:
+            verdict = _state(plugin["state"]), Text(_remark(plugin))
+            rows.add_row(plugin["name"], "", distribution, *verdict)
         for provider in plugin["providers"]:
-            for found in provider["devices"]:
-                offer = f"{provider['kind']} {provider['name']} on {found['device']}"
-                state = "usable" if found["usable"] else "not usable"
-                if "traceback" in found:
-                    state = "faulty"
-                table.add_row(plugin["name"], distribution, offer, *_verdict(state, found))
-    return table
+            offer = f"{provider['kind']} {provider['name']}"
+            rows.add_row(plugin["name"], offer, distribution, *_verdicts(provider["devices"]))
+    return rows
 
 
-def _verdict(state: str, facts: dict[str, Any]) -> tuple[str, str]:
-    style = {"usable": "green", "faulty": "red"}.get(state, "yellow")
-    remark = ". ".join(part.rstrip(".") for part in (facts["reason"], facts["remedy"]) if part)
-    return f"[{style}]{state}[/{style}]", remark.replace("[", r"\[")
+def _verdicts(found: Iterable[dict[str, Any]]) -> tuple[Text, Text]:
+    """State and remark of a provider; devices are named where they differ."""
+    devices: dict[tuple[str, str], list[str]] = {}
+    for facts in found:
+        state = "faulty" if "traceback" in facts else "usable" if facts["usable"] else "not usable"
+        devices.setdefault((state, _remark(facts)), []).append(facts["device"])
+    if len(devices) == 1:
+        state, remark = next(iter(devices))
+        return _state(state), Text(remark)
+    named = [(state, remark, ", ".join(names)) for (state, remark), names in devices.items()]
+    states = [_state(state, f" on {names}") for state, _, names in named]
+    remarks = [Text(f"{names}: {remark}") for _, remark, names in named if remark]
+    return Text("\n").join(states), Text("\n").join(remarks)
+
+
+def _state(state: str, where: str = "") -> Text:
+    return Text(f"{state}{where}", {"usable": "green", "faulty": "red"}.get(state, "yellow"))
+
+
+def _remark(facts: dict[str, Any]) -> str:
+    return ". ".join(part.rstrip(".") for part in (facts["reason"], facts["remedy"]) if part)

@@ -41,11 +41,16 @@ def pattern(
     head: Annotated[int, typer.Option(help="Which of them is drawn.")] = 0,
     out: Annotated[Path, typer.Option(help="The picture's file.")] = Path("pattern.png"),
 ) -> None:
-    """Draw which keys (across) each query (down) sees; no --segments: dense."""
+    """Draw which keys (across) each query (down) sees; no --segments: dense.
+
+    Up to 1,048,576 tokens.
+    """
     require("matplotlib")
     from ringspan import pictures
 
     pictures.check_out(out)
+    if kv_heads < 1:
+        raise InvalidArgument("--kv-heads", expected="an integer >= 1", got=str(kv_heads))
     if not 0 <= head < kv_heads:
         raise InvalidArgument("--head", expected=f"0 .. {kv_heads - 1}", got=str(head))
     tokens = tokens_from(512 if n is None and grid is None else n, grid)
@@ -66,7 +71,7 @@ def ordering(
     grid: Annotated[str, typer.Option("--grid", help="Such as 32x32 or 8x8x8.")] = "32x32",
     out: Annotated[Path, typer.Option(help="The picture's file.")] = Path("ordering.png"),
 ) -> None:
-    """Draw the path of an ordering through a grid."""
+    """Draw the path of an ordering through a grid of up to 262,144 points."""
     require("matplotlib")
     from ringspan import pictures
 

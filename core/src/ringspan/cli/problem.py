@@ -55,10 +55,13 @@ def pattern_from(
     from ringspan.patterns import Along, Dense, Dilated
 
     if segments is None:
-        for name, value in {"--rates": rates, "--along": along}.items():
-            if value is not None:
-                raise InvalidArgument(name, expected="--segments beside it", got="--dense")
+        options = {"--rates": rates, "--along": along, "--fold": fold, "--blocked-offsets": blocked}
+        for name, value in options.items():
+            if value not in (None, False):
+                raise InvalidArgument(name, expected="--segments beside it", got="a dense pattern")
         return Dense()
+    if fold and along is None:
+        raise InvalidArgument("--fold", expected="--along beside it", got="--fold alone")
     lengths = _integers("--segments", segments, ",")
     return Dilated(
         lengths,
