@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from typing import Any
 
 import pytest
 import ringspan as rs
@@ -99,6 +101,54 @@ def test_one_million_tokens_on_eight_ranks_move_a_tenth_of_dense() -> None:
     report = rs.explain(described, pattern=rs.Dilated(lengths, rates), layout=layout)
     dense = 7 / 8 * 2**20 * 16 * 128 * 2
     assert all(rank.cost.bytes_received <= 0.11 * dense for rank in report.ranks)
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({"device": torch.device("cuda", 1)}, {"device": "cuda:1"}),
+        ({"device": torch.device("cpu")}, {"device": "cpu"}),
+        ({"dtype": torch.bfloat16}, {"dtype": "bfloat16"}),
+        ({}, {"kv_heads": 2, "value_head_dim": 4}),
+        ({"kv_heads": 1, "value_head_dim": 3}, {"kv_heads": 1, "value_head_dim": 3}),
+    ],
+)
+def test_described_inputs_are_stored_as_plain_data(
+    given: dict[str, Any], stored: dict[str, object]
+) -> None:
+    inputs = dataclasses.asdict(rs.Inputs(N=8, heads=2, head_dim=4, **given))
+    assert json.loads(json.dumps(inputs)) == inputs
+    assert inputs.items() >= stored.items()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("N", 8.0),
+        ("heads", "2"),
+        ("head_dim", None),
+        ("kv_heads", 0),
+        ("kv_heads", False),
+        ("value_head_dim", 0),
+        ("value_head_dim", True),
+        ("batch", -1),
+        ("dtype", torch.int8),
+        ("dtype", "bf16"),
+        ("dtype", 3),
+        ("dtype", []),
+        ("device", 3.5),
+        ("device", None),
+        ("device", "warp"),
+        ("device", "cuda:x"),
+        ("needs_backward", "no"),
+        ("needs_backward", None),
+    ],
+)
+def test_described_inputs_of_another_kind_are_refused_by_name(argument: str, value: object) -> None:
+    described: dict[str, Any] = {"N": 8, "heads": 2, "head_dim": 4} | {argument: value}
+    with pytest.raises(InvalidArgument) as refusal:
+        rs.Inputs(**described)
+    assert refusal.value.argument == argument
 
 
 @pytest.mark.parametrize(
