@@ -27,7 +27,11 @@ def process_group(group: Any) -> dist.ProcessGroup:
                 remedy="Call torch.distributed.init_process_group first",
             )
         return dist.group.WORLD  # type: ignore[return-value]
+    if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise _not_a_member("a group of other processes")
     if isinstance(group, DeviceMesh):
+        if group.get_coordinate() is None:
+            raise _not_a_member("a DeviceMesh of other processes")
         if group.ndim != 1:
             raise InvalidArgument(
                 "group",
@@ -40,6 +44,15 @@ def process_group(group: Any) -> dist.ProcessGroup:
         return group
     raise InvalidArgument(
         "group", expected="a ProcessGroup or a one-dimensional DeviceMesh", got=repr(group)
+    )
+
+
+def _not_a_member(got: str) -> InvalidArgument:
+    return InvalidArgument(
+        "group",
+        expected="a group that this process is a member of",
+        got=got,
+        remedy="Call on the members of the group only",
     )
 
 

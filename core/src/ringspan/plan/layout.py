@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
 
 from ringspan.contracts.errors import InvalidArgument
-from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens, shard_sizes
+from ringspan.contracts.tokens import Sequence, Tokens, shard_sizes
 from ringspan.plan.orders import order
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Layout"]
+
+_MOST_TOKENS = 2**53
+"""Shards are measured out in float64, which counts no further."""
+_MOST_RANKS = 2**31 - 1
+"""Ranks are C integers in every communication library."""
 
 
 class Layout:
@@ -101,7 +107,7 @@ class Layout:
             >>> Layout(5, 2).shard(torch.arange(5)[None], rank=1).tolist()
             [[3, 4]]
         """
-        self._check_tokens("x", x, self.N, dim)
+        self._check_tokens(x, self.N, dim)
         rank = self.own_rank() if rank is None else rank
         return x.index_select(dim, self.positions(rank).to(x.device))
 
@@ -117,8 +123,10 @@ class Layout:
                 default group (none is needed for one shard).
             dim: the dimension of tokens.
         """
+        _check_dimension(x, dim)
         rank = self.own_rank(group)
-        self._check_tokens("x", x, self.sizes[rank], dim)
+        self._check_rank(rank)
+        self._check_tokens(x, self.sizes[rank], dim)
         gathered: Tensor = _Gather.apply(x, self, group, rank, dim)  # type: ignore[no-untyped-call]
         return gathered
 
@@ -139,16 +147,17 @@ class Layout:
             )
         return dist.get_rank(process_group(group))
 
-    def _check_rank(self, rank: int) -> None:
-        if not isinstance(rank, int) or not 0 <= rank < self.world_size:
+    def _check_rank(self, rank: object) -> None:
+        if not _is_integer(rank) or not 0 <= rank < self.world_size:
             raise InvalidArgument(
                 "rank", expected=f"an integer in 0 .. {self.world_size - 1}", got=repr(rank)
             )
 
-    def _check_tokens(self, name: str, x: Tensor, tokens: int, dim: int) -> None:
-        if not -x.dim() <= dim < x.dim() or x.shape[dim] != tokens:
+    def _check_tokens(self, x: Tensor, tokens: int, dim: int) -> None:
+        _check_dimension(x, dim)
+        if x.shape[dim] != tokens:
             raise InvalidArgument(
-                name,
+                "x",
                 expected=f"{tokens} tokens along dimension {dim}",
                 got=f"shape {list(x.shape)}",
             )
@@ -222,23 +231,49 @@ def _all_shards(x: Tensor, layout: Layout, group: Any, dim: int) -> list[Tensor]
     ]
 
 
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_dimension(x: object, dim: object) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise InvalidArgument("x", expected="a torch.Tensor", got=type(x).__name__)
+    if not _is_integer(dim) or not -x.dim() <= dim < x.dim():
+        raise InvalidArgument(
+            "dim", expected=f"a dimension of a tensor of shape {list(x.shape)}", got=repr(dim)
+        )
+
+
 def _tokens(N: object, tokens: Tokens | None) -> Tokens:
-    if isinstance(N, Sequence | Grid | Coordinates):
+    given = _given_tokens(N, tokens)
+    if given.N > _MOST_TOKENS:
+        raise InvalidArgument("N", expected=f"at most {_MOST_TOKENS} tokens", got=str(given.N))
+    return given
+
+
+def _given_tokens(N: object, tokens: Tokens | None) -> Tokens:
+    if isinstance(N, Tokens):
         if tokens is not None and tokens != N:
             raise InvalidArgument("tokens", expected=f"nothing beside {N!r}", got=repr(tokens))
         return N
-    if not isinstance(N, int) or isinstance(N, bool) or N < 0:
+    if not _is_integer(N) or N < 0:
         raise InvalidArgument("N", expected="an integer >= 0, Grid or Coordinates", got=repr(N))
     if tokens is None:
         return Sequence(N)
+    if not isinstance(tokens, Tokens):
+        raise InvalidArgument(
+            "tokens", expected="Grid(...), Coordinates(...) or None", got=repr(tokens)
+        )
     if tokens.N != N:
         raise InvalidArgument("N", expected=f"{tokens.N}, as many as {tokens!r}", got=str(N))
     return tokens
 
 
 def _world_size(world_size: object) -> int:
-    if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
-        raise InvalidArgument("world_size", expected="an integer >= 1", got=repr(world_size))
+    if not _is_integer(world_size) or not 1 <= world_size <= _MOST_RANKS:
+        raise InvalidArgument(
+            "world_size", expected=f"an integer in 1 .. {_MOST_RANKS}", got=repr(world_size)
+        )
     return world_size
 
 
@@ -256,15 +291,21 @@ def _weights(weights: object, world_size: int) -> tuple[float, ...] | None:
     if (
         not isinstance(weights, (tuple, list))
         or len(weights) != world_size
-        or not all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights)
-        or sum(weights) <= 0
+        or not all(_is_weight(weight) for weight in weights)
+        or not 0 < sum(map(float, weights)) < math.inf
     ):
         raise InvalidArgument(
             "weights",
-            expected=f"{world_size} finite numbers >= 0, not all zero",
+            expected=f"{world_size} finite numbers >= 0, not all zero, with a finite sum",
             got=repr(weights),
         )
     return tuple(float(weight) for weight in weights)
+
+
+def _is_weight(value: object) -> bool:
+    # A comparison and not isfinite, which overflows on integers that no float can hold.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value <= sys.float_info.max  # type: ignore[operator]
 
 
 def _sizes(sizes: object, layout: Layout) -> tuple[int, ...]:
@@ -275,7 +316,7 @@ def _sizes(sizes: object, layout: Layout) -> tuple[int, ...]:
     if (
         not isinstance(sizes, (tuple, list))
         or len(sizes) != layout.world_size
-        or not all(isinstance(size, int) and size >= 0 for size in sizes)
+        or not all(_is_integer(size) and size >= 0 for size in sizes)
         or sum(sizes) != layout.N
     ):
         raise InvalidArgument(
