@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
+from typing import Any
+
 import pytest
 import ringspan as rs
 import torch
@@ -37,6 +40,16 @@ def test_sixteen_bit_inputs_get_angles_of_full_precision() -> None:
     far = torch.tensor([100_003])
     wide = RotaryEmbedding(8)(x.double(), far)
     assert (RotaryEmbedding(8)(x, far).double() - wide).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("position", [10**6, 2**24 + 1])
+def test_angles_are_exact_at_far_positions(position: int) -> None:
+    x = torch.randn(1, 1, 1, 8)
+    pair = torch.complex(x[..., :4].double(), x[..., 4:].double())
+    turned = pair * torch.tensor([cmath.rect(1, position * 10000.0 ** (-c / 4)) for c in range(4)])
+    expected = torch.cat([turned.real, turned.imag], dim=-1).float()
+    rotated = RotaryEmbedding(8)(x, torch.tensor([position]))
+    torch.testing.assert_close(rotated, expected, rtol=0, atol=1e-6)
 
 
 def test_the_module_is_projections_around_attention() -> None:
@@ -79,12 +92,33 @@ def test_a_module_prints_what_it_attends_to() -> None:
     ("argument", "arguments", "options"),
     [
         ("embed_dim", (15, 4, (4,), (1,)), {}),
-        ("embed_dim", (16, 0, (4,), (1,)), {}),
+        ("num_heads", (16, 0, (4,), (1,)), {}),
         ("kv_heads", (16, 4, (4,), (1,)), {"kv_heads": 3}),
         ("kv_heads", (16, 4, (4,), (1,)), {"kv_heads": 0}),
         ("head_dim", (12, 4, (4,), (1,)), {}),
         ("rotary_base", (16, 4, (4,), (1,)), {"rotary_base": 0.0}),
         ("dilation_rates", (16, 4, (4,), (1, 2)), {}),
+        ("embed_dim", (16.0, 4, (4,), (1,)), {}),
+        ("embed_dim", ("16", 4, (4,), (1,)), {}),
+        ("embed_dim", (0, 4, (4,), (1,)), {}),
+        ("num_heads", (16, 4.0, (4,), (1,)), {}),
+        ("num_heads", (16, "4", (4,), (1,)), {}),
+        ("num_heads", (16, True, (4,), (1,)), {}),
+        ("num_heads", (16, None, (4,), (1,)), {}),
+        ("kv_heads", (16, 4, (4,), (1,)), {"kv_heads": 2.0}),
+        ("kv_heads", (16, 4, (4,), (1,)), {"kv_heads": True}),
+        ("segment_lengths", (16, 4, 5, (1,)), {}),
+        ("segment_lengths", (16, 4, None, (1,)), {}),
+        ("segment_lengths[0]", (16, 4, "4", (1,)), {}),
+        ("dilation_rates", (16, 4, (4,), 1), {}),
+        ("rotary_base", (16, 4, (4,), (1,)), {"rotary_base": "x"}),
+        ("rotary_base", (16, 4, (4,), (1,)), {"rotary_base": float("inf")}),
+        ("rotary_base", (16, 4, (4,), (1,)), {"rotary_base": float("nan")}),
+        ("rotary_base", (16, 4, (4,), (1,)), {"rotary_base": 10**400}),
+        ("rotary_base", (16, 4, (4,), (1,)), {"rotary_base": True}),
+        ("causal", (16, 4, (4,), (1,)), {"causal": "no"}),
+        ("rotary", (16, 4, (4,), (1,)), {"rotary": "no"}),
+        ("bias", (16, 4, (4,), (1,)), {"bias": None}),
     ],
 )
 def test_a_module_that_makes_no_sense_is_refused_by_name(
@@ -95,8 +129,70 @@ def test_a_module_that_makes_no_sense_is_refused_by_name(
     assert refusal.value.argument == argument
 
 
-def test_input_of_another_shape_is_refused_by_name() -> None:
+@pytest.mark.parametrize("sizes", [[4, 12], (4, 12), range(4, 13, 8), iter((4, 12))])
+def test_segment_lengths_may_come_in_any_collection(sizes: Any) -> None:
+    layer = DilatedSelfAttention(16, 4, sizes, (1, 3))
+    assert layer.pattern == rs.Dilated((4, 12), (1, 3))
+
+
+@pytest.mark.parametrize("x", [torch.randn(20, 16), torch.randn(1, 20, 8), None, [[0.0]]])
+def test_input_of_another_shape_is_refused_by_name(x: Any) -> None:
     layer = DilatedSelfAttention(16, 4, (4,), (1,))
     with pytest.raises(InvalidArgument) as refusal:
-        layer(torch.randn(20, 16))
+        layer(x)
     assert refusal.value.argument == "x"
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layout": rs.Layout(9)},
+        {"layout": rs.Layout(8, 2)},
+        {"layout": 5},
+        {"layout": "x"},
+        {"tokens": 5},
+        {"tokens": rs.Grid(3, 3)},
+        {"layout": rs.Layout(8), "tokens": rs.Grid(3, 3)},
+        {"layout": rs.Layout(8), "group": "world"},
+    ],
+)
+def test_a_module_refuses_what_attention_refuses(rotary: bool, options: dict[str, Any]) -> None:
+    layer = DilatedSelfAttention(16, 4, (4,), (1,), rotary=rotary)
+    q = torch.randn(1, 8, 4, 4)
+    with pytest.raises(InvalidArgument) as expected:
+        rs.attention(q, q, q, pattern=layer.pattern, **options)
+    with pytest.raises(InvalidArgument) as refusal:
+        layer(torch.randn(1, 8, 16), **options)
+    assert str(refusal.value) == str(expected.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "head_dim", "base"),
+    [("head_dim", 8.0, 1e4), ("head_dim", True, 1e4), ("head_dim", "8", 1e4), ("base", 8, -1.0)],
+)
+def test_a_rotary_embedding_that_makes_no_sense_is_refused_by_name(
+    argument: str, head_dim: Any, base: float
+) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        RotaryEmbedding(head_dim, base)
+    assert refusal.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("argument", "x", "positions"),
+    [
+        ("x", None, torch.arange(3)),
+        ("x", torch.randn(3, 1, 8), torch.arange(3)),
+        ("x", torch.randn(1, 3, 1, 6), torch.arange(3)),
+        ("positions", torch.randn(1, 3, 1, 8), torch.arange(4)),
+        ("positions", torch.randn(1, 3, 1, 8), torch.arange(3)[None]),
+        ("positions", torch.randn(1, 3, 1, 8), [0, 1, 2]),
+    ],
+)
+def test_a_rotary_embedding_refuses_rows_that_do_not_fit(
+    argument: str, x: Any, positions: Any
+) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        RotaryEmbedding(8)(x, positions)
+    assert refusal.value.argument == argument

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,16 +17,31 @@ if TYPE_CHECKING:
 __all__ = ["RotaryEmbedding"]
 
 
+def check_base(name: str, base: object) -> None:
+    """Raises `InvalidArgument` unless `base` is a positive number that a float can hold."""
+    number = isinstance(base, int | float) and not isinstance(base, bool)
+    if not number or not 0 < base <= sys.float_info.max:  # type: ignore[operator]
+        raise InvalidArgument(name, expected="a finite number > 0", got=repr(base))
+
+
+def _told(x: object) -> str:
+    return f"shape {list(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+
+
 class RotaryEmbedding(nn.Module):
     """Rotates pairs of channels by an angle that grows with the token's position.
 
     Channel `c` is paired with channel `c + D / 2`; pair `c` turns by
-    `position * base ** (-2 c / D)`. Angles are computed in float32 (float64 for float64
-    inputs), also under 16-bit autocast.
+    `position * base ** (-2 c / D)`. Angles are computed in float64, whatever the inputs: in
+    float32 they would be 0.04 off after a million tokens. Their cosines and sines are then
+    rounded to the inputs' dtype.
 
     Args:
         head_dim: `D`, even.
-        base: of the geometric progression of frequencies, positive.
+        base: of the geometric progression of frequencies, positive and finite.
+
+    Raises:
+        InvalidArgument: an argument is wrong; names it.
 
     Example:
         >>> import torch
@@ -36,12 +52,11 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, head_dim: int, base: float = 10000.0) -> None:
         super().__init__()
-        if head_dim < 2 or head_dim % 2:
+        if type(head_dim) is not int or head_dim < 2 or head_dim % 2:
             raise InvalidArgument(
-                "head_dim", expected="an even number for rotary embedding", got=str(head_dim)
+                "head_dim", expected="an even integer for rotary embedding", got=repr(head_dim)
             )
-        if not base > 0:
-            raise InvalidArgument("rotary_base", expected="a number > 0", got=repr(base))
+        check_base("base", base)
         self.head_dim = head_dim
         self.base = base
 
@@ -49,12 +64,27 @@ class RotaryEmbedding(nn.Module):
         self, x: Float[Tensor, "B N H D"], positions: Int[Tensor, " N"]
     ) -> Float[Tensor, "B N H D"]:
         """Rotates `x`, whose rows stand at `positions`."""
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        pair = torch.arange(0, self.head_dim, 2, device=x.device, dtype=wide)
-        angle = positions.to(x.device, wide)[:, None] * self.base ** (-pair / self.head_dim)
-        cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)
+        self._check(x, positions)
+        # Not every GPU computes in float64; those of CUDA do.
+        device = "cpu" if x.device.type in ("mps", "xpu") else x.device
+        pair = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float64)
+        turns = self.base ** (-pair / self.head_dim)
+        angle = positions.to(device, torch.float64)[:, None, None] * turns
+        cos, sin = angle.cos().to(x), angle.sin().to(x)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    def _check(self, x: object, positions: object) -> None:
+        if not isinstance(x, torch.Tensor) or x.dim() != 4 or x.shape[-1] != self.head_dim:
+            raise InvalidArgument(
+                "x", expected=f"a tensor [batch, tokens, heads, {self.head_dim}]", got=_told(x)
+            )
+        if not isinstance(positions, torch.Tensor) or positions.shape != x.shape[1:2]:
+            raise InvalidArgument(
+                "positions",
+                expected=f"a tensor [{x.shape[1]}], one for each token of x",
+                got=_told(positions),
+            )
 
     def extra_repr(self) -> str:
         """Shown by `print(module)`."""

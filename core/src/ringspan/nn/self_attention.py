@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ringspan import validation
 from ringspan.api import attention
 from ringspan.contracts.errors import InvalidArgument
-from ringspan.nn.rotary import RotaryEmbedding
+from ringspan.engine.call import Call
+from ringspan.nn.rotary import RotaryEmbedding, check_base
 from ringspan.patterns import Along, Dilated
+from ringspan.plan.groups import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,10 +73,16 @@ class DilatedSelfAttention(nn.Module):
         super().__init__()
         kv_heads = num_heads if kv_heads is None else kv_heads
         _check_heads(embed_dim, num_heads, kv_heads)
+        _check_switches(causal=causal, rotary=rotary, bias=bias)
+        if rotary:
+            check_base("rotary_base", rotary_base)
         self.num_heads, self.kv_heads, self.causal = num_heads, kv_heads, causal
         self.embed_dim, self.head_dim = embed_dim, embed_dim // num_heads
         self.pattern = Dilated(
-            tuple(segment_lengths), tuple(dilation_rates), head_offsets=head_offsets, along=along
+            _branches(segment_lengths),
+            _branches(dilation_rates),
+            head_offsets=head_offsets,
+            along=along,
         )
         self.rotary = RotaryEmbedding(self.head_dim, rotary_base) if rotary else None
         narrow = kv_heads * self.head_dim
@@ -99,17 +109,17 @@ class DilatedSelfAttention(nn.Module):
             group: see `ringspan.attention`.
             tokens: see `ringspan.attention`.
         """
-        if x.dim() != 3 or x.shape[-1] != self.embed_dim:
+        if not isinstance(x, torch.Tensor) or x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise InvalidArgument(
                 "x",
-                expected=f"shape [batch, tokens, {self.embed_dim}]",
-                got=f"shape {list(x.shape)}",
+                expected=f"a tensor [batch, tokens, {self.embed_dim}]",
+                got=f"shape {list(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__,
             )
         q = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         if self.rotary is not None:
-            positions = self._positions(x, layout, group)
+            positions = self._positions(x, layout, group, tokens)
             q, k = self.rotary(q, positions), self.rotary(k, positions)
         out = attention(
             q,
@@ -123,9 +133,15 @@ class DilatedSelfAttention(nn.Module):
         )
         return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return, union-attr]
 
-    def _positions(self, x: Tensor, layout: Layout | None, group: Any) -> Tensor:
+    def _positions(
+        self, x: Tensor, layout: Layout | None, group: Any, tokens: Tokens | None
+    ) -> Tensor:
+        ranks = Ranks.of(group)
+        # What attention would refuse later must not be read as positions before.
+        call = Call(self.pattern, self.causal, tokens=tokens, layout=layout)
+        validation.check_call(call, x.shape[1], ranks)
         if layout is not None:
-            return layout.positions(layout.own_rank(group))
+            return layout.positions(ranks.rank)
         if group is not None:
             raise InvalidArgument(
                 "layout",
@@ -140,12 +156,30 @@ class DilatedSelfAttention(nn.Module):
         return f"{self.pattern}, heads={self.num_heads}/{self.kv_heads}, causal={self.causal}"
 
 
+def _branches(values: Any) -> Any:
+    """As the tuple that `Dilated` takes; what is no collection is left for it to refuse."""
+    return tuple(values) if isinstance(values, Iterable) else values
+
+
+def _check_switches(**switches: object) -> None:
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InvalidArgument(name, expected="True or False", got=repr(value))
+
+
 def _check_heads(embed_dim: int, num_heads: int, kv_heads: int) -> None:
-    if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
+    for name, value in (
+        ("embed_dim", embed_dim),
+        ("num_heads", num_heads),
+        ("kv_heads", kv_heads),
+    ):
+        if type(value) is not int or value < 1:
+            raise InvalidArgument(name, expected="an integer >= 1", got=repr(value))
+    if embed_dim % num_heads:
         raise InvalidArgument(
             "embed_dim", expected=f"a multiple of num_heads {num_heads}", got=str(embed_dim)
         )
-    if kv_heads < 1 or num_heads % kv_heads:
+    if num_heads % kv_heads:
         raise InvalidArgument(
             "kv_heads", expected=f"a divisor of num_heads {num_heads}", got=str(kv_heads)
         )
