@@ -85,6 +85,13 @@ def test_a_refusal_is_explained_and_not_raised() -> None:
     assert any("meta" in reason for c in decision.candidates for reason in c.reasons)
 
 
+def test_a_device_that_this_machine_lacks_can_be_asked_about() -> None:
+    missing = "xpu:7" if not torch.xpu.is_available() else "cuda:99"
+    described = rs.Inputs(N=64, heads=4, head_dim=8, device=missing)
+    decision = rs.explain(described, pattern=PATTERN, backend="toy").decisions["backend (full)"]
+    assert not decision.chosen
+
+
 def test_every_rank_of_a_described_ring_is_explained_without_a_group() -> None:
     described = rs.Inputs(N=64, heads=4, head_dim=8)
     report = rs.explain(described, pattern=PATTERN, layout=rs.Layout(64, 4))

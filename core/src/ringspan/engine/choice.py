@@ -82,10 +82,16 @@ class Choice:
 
 @lru_cache(maxsize=64)
 def device_info(device: torch.device) -> DeviceInfo:
-    """The device as selection sees it, probed once."""
-    from ringspan_registry import detect
+    """The device as selection sees it, probed once.
 
-    return detect(device)
+    A device that this machine lacks can still be asked about: probes then say that it is missing.
+    """
+    from ringspan_registry import DeviceInfo, InvalidArgument, detect
+
+    try:
+        return detect(device)
+    except InvalidArgument:
+        return DeviceInfo(type=device.type, index=device.index, name="not on this machine")
 
 
 def decide(

@@ -9,10 +9,10 @@ absolute values, `max|s|` the largest score that any query sees. `e` is the unit
 the accumulating dtype, 2**-24 (2**-53 for float64): what any kernel owes to `exp(s - LSE)`,
 since a score of size `s` is itself rounded by `e |s|`.
 
-`lse` may err by as much as a score, so its `C` is 1, and by its own rounding, so `max|LSE|` takes
-the place of `max|s|` where it is larger. Its `u` is the dtype's, as for every tensor: kernels for
-16-bit inputs take exponentials to no more than that. Its -inf must stand exactly where the formula
-has them.
+`lse` may err by as much as a score, so its `C` is 1; a score's terms may cancel and leave their
+rounding, so `max |scale| |q| |k|` takes the place of `max|s|`, and where it is larger `max|LSE|`.
+Its `u` is the dtype's, as for every tensor: kernels for 16-bit inputs take exponentials to no more
+than that. Its -inf must stand exactly where the formula has them.
 
 Where the pattern leaves nothing to sum (a row without keys, a key that nobody sees) a result must
 be exactly zero. Where terms are there and merely cancel or underflow, it need not be.
@@ -48,6 +48,8 @@ class Yardstick:
     """Positive where the pattern leaves anything to sum: `absolute` of ones."""
     dtype: torch.dtype
     largest_score: float
+    largest_product: float
+    """Of the lengths of a query and a key that it sees, times the scale: at least every score."""
 
     def limit(self, name: str) -> float:
         """The largest error that the rule allows the tensor `name`, in root mean square."""
@@ -56,7 +58,7 @@ class Yardstick:
         e = _unit_roundoff(torch.promote_types(self.dtype, torch.float32))
         u, size = _unit_roundoff(self.dtype), self.largest_score
         if name == "lse":
-            size = max(size, _largest(F[seen]))
+            size = max(self.largest_product, _largest(F[seen]))
         return 2 * _rms((ref - F)[seen]) + 2 * (u + e * size) * _rms(C[seen])
 
 
@@ -87,6 +89,7 @@ def yardstick(
         terms=absolute(q1, k1, v1, m, sink=sink1, grad_out=grad1),
         dtype=q.dtype,
         largest_score=_largest_score(q, k, m, scale, sink),
+        largest_product=_largest_product(q, k, m, scale),
     )
 
 
@@ -167,6 +170,13 @@ def _largest_score(
     scores = scale * torch.einsum("bihd,bjhd->bhij", q.double(), K)
     largest = _largest(scores.masked_fill(multiplicity == 0, 0.0))
     return largest if sink is None else max(largest, _largest(sink.double()))
+
+
+def _largest_product(q: Tensor, k: Tensor, multiplicity: Tensor, scale: float | None) -> float:
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
+    lengths = spread_heads(k.double().norm(dim=-1, keepdim=True), q.shape[2])
+    products = torch.einsum("bihd,bjhd->bhij", q.double().norm(dim=-1, keepdim=True), lengths)
+    return abs(scale) * _largest(products.masked_fill(multiplicity == 0, 0.0))
 
 
 def _largest(x: Tensor) -> float:
