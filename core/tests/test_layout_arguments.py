@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from ringspan import Grid, Layout
 from ringspan.errors import InvalidArgument
 from ringspan.plan.groups import Ranks, process_group
@@ -60,6 +63,22 @@ def test_a_dimension_that_is_not_there_is_refused(dim: Any) -> None:
         with pytest.raises(InvalidArgument) as refusal:
             function(torch.zeros(1, 3), dim=dim)
         assert refusal.value.argument == "dim"
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A process group of one."""
+    store = f"file://{tmp_path / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_group_of_another_size_than_the_layout_is_refused() -> None:
+    for function in (Layout(4, 2).shard, Layout(8, 2).gather):
+        with pytest.raises(InvalidArgument, match="a group of 2 ranks, as the layout has, got 1"):
+            function(torch.zeros(1, 4))
 
 
 def test_a_process_outside_the_group_is_told_so() -> None:

@@ -125,13 +125,16 @@ class Layout:
         """
         _check_dimension(x, dim)
         rank = self.own_rank(group)
-        self._check_rank(rank)
         self._check_tokens(x, self.sizes[rank], dim)
         gathered: Tensor = _Gather.apply(x, self, group, rank, dim)  # type: ignore[no-untyped-call]
         return gathered
 
     def own_rank(self, group: Any = None) -> int:
-        """This process's rank in `group` (None: the default group); 0 for one shard."""
+        """This process's rank in `group` (None: the default group); 0 for one shard.
+
+        Raises:
+            InvalidArgument: there is no group, or it has another number of ranks.
+        """
         if self.world_size == 1:
             return 0
         import torch.distributed as dist
@@ -145,7 +148,15 @@ class Layout:
                 got="None without torch.distributed",
                 remedy="Pass rank=, or call torch.distributed.init_process_group first",
             )
-        return dist.get_rank(process_group(group))
+        process = process_group(group)
+        if process.size() != self.world_size:
+            raise InvalidArgument(
+                "group",
+                expected=f"a group of {self.world_size} ranks, as the layout has",
+                got=f"{process.size()} ranks",
+                remedy="Pass the group of the layout's ranks, or to shard, rank=",
+            )
+        return process.rank()
 
     def _check_rank(self, rank: object) -> None:
         if not _is_integer(rank) or not 0 <= rank < self.world_size:
