@@ -103,7 +103,8 @@ def pattern_picture(
     )
     axes.set_xlabel("key position")
     axes.set_ylabel("query position")
-    figure.suptitle(title or f"{pattern}, head {head}", wrap=True, fontsize=10)
+    what = f"{pattern}{', causal' if causal else ''}, head {head}"
+    figure.suptitle(title or what, wrap=True, fontsize=9)
     figure.colorbar(image, label="pairs seen, with multiplicity, per pair", shrink=0.8)
     return figure
 

@@ -55,7 +55,7 @@ class Capabilities:
     value_head_dim_differs: bool = False
     """Whether values may have another head dimension than queries and keys."""
     gqa: bool = False
-    """Whether several query heads may share a key/value head without expanding it."""
+    """Whether several query heads may share a key/value head; if not, such problems are refused."""
     strided: bool = True
     """Whether tensors may have any strides but the last; otherwise they arrive contiguous."""
     deterministic: bool = True

@@ -31,7 +31,7 @@ img { width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
-         border-bottom: 1px solid #d8dee4; overflow-wrap: anywhere; }
+         border-bottom: 1px solid #d8dee4; }
 .yes { color: #116329; } .no { color: #a40e26; }
 figcaption { color: #57606a; font-size: .9rem; }
 figure { margin: 1rem 0; }
@@ -125,7 +125,7 @@ def _mask_caption(results: Results) -> str:
     pairs = results.settings.context * (results.settings.context + 1) // 2
     return (
         "Which earlier bytes (across) each byte (down) sees: all of its own short segment, and "
-        f"ever thinner samples of longer ones, out of {pairs:,} pairs of a dense causal mask."
+        f"ever thinner samples of longer ones. A dense causal mask would hold {pairs:,} pairs."
     )
 
 
