@@ -74,7 +74,8 @@ def attention(
             `query_positions`.
         layout: which positions each rank holds, in which order. With `group`, q, k and v are this
             rank's rows in the order of `layout.positions(rank)`. None with a group: contiguous
-            shards; their lengths are then exchanged by one small all-gather per call.
+            shards; their lengths are then exchanged by one small all-gather in the forward and
+            one in the backward pass.
         group: a ProcessGroup or one-dimensional DeviceMesh; None: this process alone.
         backend: name of a backend or plugin, or several in order of preference; strict. None:
             from configuration, which defaults to `"auto"`.

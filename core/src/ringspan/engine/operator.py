@@ -134,7 +134,7 @@ def _group(call: Call) -> Any:
 
 
 def _agreed_layout(call: Call, group: Any, rows: int) -> Layout:
-    """Contiguous shards as long as they are: one small all-gather per call.
+    """Contiguous shards as long as they are: one small all-gather per pass.
 
     Asked every time, because a rank whose own length stayed the same cannot know that another's
     changed. A given layout needs no such question.

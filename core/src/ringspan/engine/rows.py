@@ -33,7 +33,7 @@ class Selection:
         """The rows: a view of `x` where they are affine, else a copy."""
         if isinstance(self.rows, Affine):
             return self._strided(x_BNHD, self.rows)
-        return x_BNHD[:, self._row_numbers(x_BNHD, self.rows), self._head_numbers(x_BNHD)]
+        return x_BNHD[self._index(x_BNHD, self.rows)]
 
     def tile_batch(self, x_BNHD: Tensor) -> Tensor:
         """The rows as a backend takes them, `[B * T, L, K * G, D]`; copied only where strides
@@ -64,8 +64,7 @@ class Selection:
         if isinstance(self.rows, Affine):
             self._strided(x_BNHD, self.rows).copy_(piece)
         else:
-            at = (slice(None), self._row_numbers(x_BNHD, self.rows), self._head_numbers(x_BNHD))
-            x_BNHD[at] = piece.to(x_BNHD.dtype)
+            x_BNHD[self._index(x_BNHD, self.rows)] = piece.to(x_BNHD.dtype)
 
     def add(self, x_BNHD: Tensor, piece: Tensor) -> None:
         """`x[rows] += piece`, in place. No row occurs twice in a selection."""
@@ -95,14 +94,11 @@ class Selection:
             x.storage_offset() + rows.start * row + self.heads[0] * self.group * head,
         )
 
-    def _row_numbers(self, x: Tensor, rows: Indexed) -> Tensor:
-        """`[T, L, K, 1]`"""
-        return rows.on(x.device).transpose(1, 2).unsqueeze(-1)
-
-    def _head_numbers(self, x: Tensor) -> Tensor:
-        """`[K, G]`"""
+    def _index(self, x: Tensor, rows: Indexed) -> tuple[slice, Tensor, Tensor]:
+        """Everything of the batch; rows `[T, L, K, 1]`; heads `[K, G]`."""
         first = torch.tensor(self.heads, device=x.device).unsqueeze(-1) * self.group
-        return first + torch.arange(self.group, device=x.device)
+        heads = first + torch.arange(self.group, device=x.device)
+        return slice(None), rows.on(x.device).transpose(1, 2).unsqueeze(-1), heads
 
 
 def query_rows(tiles: Tiles, group: int) -> Selection:
