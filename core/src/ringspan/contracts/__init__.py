@@ -12,6 +12,8 @@ from ringspan.contracts.backend import (
     TileOutput,
 )
 from ringspan.contracts.communicator import Communicator, Exchange, Message, Pending
+from ringspan.contracts.documents import Documents
+from ringspan.contracts.dropout import Dropout, kept
 from ringspan.contracts.errors import (
     BrokenContract,
     ConfigurationError,
@@ -26,9 +28,19 @@ from ringspan.contracts.errors import (
     UnknownProvider,
 )
 from ringspan.contracts.hookspecs import ENTRY_POINT_GROUP, HOOK_KINDS, hookimpl
+from ringspan.contracts.held import Held
 from ringspan.contracts.masks import CAUSAL, FULL, Mask, MaskCase
 from ringspan.contracts.ordering import Ordering, Permutation
-from ringspan.contracts.pattern import Cliques, Domain, Pattern
+from ringspan.contracts.pattern import (
+    Blocks,
+    Cliques,
+    Domain,
+    Listed,
+    Part,
+    Pattern,
+    Runs,
+    Windows,
+)
 from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens, axes_of, shard_sizes
 from ringspan.contracts.work import Affine, Indexed, Rows, Tiles
 
@@ -41,6 +53,7 @@ __all__ = [
     "Affine",
     "AttentionBackend",
     "Availability",
+    "Blocks",
     "BrokenContract",
     "Capabilities",
     "Cliques",
@@ -48,20 +61,25 @@ __all__ = [
     "ConfigurationError",
     "Coordinates",
     "DeviceInfo",
+    "Documents",
     "Domain",
+    "Dropout",
     "DuplicateProvider",
     "Exchange",
     "Grads",
     "Grid",
     "HeadDims",
+    "Held",
     "Indexed",
     "InvalidArgument",
+    "Listed",
     "Mask",
     "MaskCase",
     "Message",
     "NoEligibleProvider",
     "NotYetSupported",
     "Ordering",
+    "Part",
     "Pattern",
     "Pending",
     "Permutation",
@@ -72,12 +90,15 @@ __all__ = [
     "RingError",
     "RingspanError",
     "Rows",
+    "Runs",
     "Sequence",
     "TileOutput",
     "Tiles",
     "Tokens",
     "UnknownProvider",
+    "Windows",
     "axes_of",
     "hookimpl",
+    "kept",
     "shard_sizes",
 ]

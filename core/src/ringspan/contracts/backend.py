@@ -58,6 +58,12 @@ class Capabilities:
     """Whether several query heads may share a key/value head; if not, such problems are refused."""
     strided: bool = True
     """Whether tensors may have any strides but the last; otherwise they arrive contiguous."""
+    key_padding: bool = False
+    """Whether `Mask.key_seen` is honoured; if not, such problems are refused."""
+    dropout: bool = False
+    """Whether `forward` and `backward` take `dropout=` (a `Dropout`)."""
+    blocks: bool = False
+    """Whether `forward_blocks` and `backward_blocks` take block-sparse work whole."""
     deterministic: bool = True
     backward: bool = True
     """False: inference only; never chosen where a gradient is needed."""
@@ -80,6 +86,10 @@ class Capabilities:
             )
         if problem.group_size > 1 and not self.gqa:
             yield f"{problem.group_size} query heads per key/value head (supported: 1)"
+        if problem.key_padding and not self.key_padding:
+            yield "key_padding (supported: no padding)"
+        if problem.dropout and not self.dropout:
+            yield "dropout (supported: none)"
         if problem.deterministic and not self.deterministic:
             yield "deterministic algorithms are required (supported: no deterministic kernel)"
         if problem.needs_backward and not self.backward:
@@ -115,6 +125,8 @@ class Problem:
     """Query heads per key/value head."""
     needs_backward: bool = True
     deterministic: bool = False
+    key_padding: bool = False
+    dropout: bool = False
     device_info: DeviceInfo = field(default=DeviceInfo(type="cpu"), repr=False)
 
     @property
@@ -174,7 +186,8 @@ class AttentionBackend(Provider):
     ) -> TileOutput:
         """Attention of each tile on its own, with its log-sum-exp (see `TileOutput`).
 
-        Returns new tensors: the engine may go on to change them in place.
+        A backend whose capabilities have `dropout` also takes `dropout: Dropout | None = None`,
+        here and in `backward`; the log-sum-exp is that of all keys, dropped or not. Returns new tensors: the engine may go on to change them in place.
         """
 
     @abstractmethod

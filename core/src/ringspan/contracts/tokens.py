@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import math
-import weakref
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.held import Held, integers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -97,7 +95,7 @@ def _grid_coordinates(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
     return coordinates
 
 
-class Coordinates:
+class Coordinates(Held):
     """Tokens at integer points, two or three axes, gaps allowed, in any order.
 
     The points are copied to the host once, when this object is built.
@@ -110,23 +108,15 @@ class Coordinates:
         2
     """
 
-    __slots__ = ("__weakref__", "coordinates", "digest", "handle", "text")
-
-    coordinates: npt.NDArray[np.int64]
-    digest: str
-    """Names the content: equal points have equal digests, on every rank."""
-    handle: str
-    """Names this object in this process, see `Coordinates.find`."""
-    text: str
-    """Names this object where only text may go."""
+    __slots__ = ()
+    kind: ClassVar[str] = "coordinates"
 
     def __init__(self, points: Any) -> None:
-        array = np.asarray(points.detach().cpu() if hasattr(points, "detach") else points)
-        if array.ndim != 2 or array.shape[1] not in (2, 3) or array.dtype.kind not in "iu":
+        expected = "integers of shape [N, 2] or [N, 3]"
+        array = integers("Coordinates", points, expected=expected)
+        if array.ndim != 2 or array.shape[1] not in (2, 3):
             raise InvalidArgument(
-                "Coordinates",
-                expected="integers of shape [N, 2] or [N, 3]",
-                got=f"{array.dtype} of shape {list(array.shape)}",
+                "Coordinates", expected=expected, got=f"{array.dtype} of shape {list(array.shape)}"
             )
         limits = np.iinfo(np.int32)
         if array.size and (array.min() < 0 or array.max() > limits.max):
@@ -136,50 +126,27 @@ class Coordinates:
                 got=f"values in {array.min()} .. {array.max()}",
                 remedy="Subtract the smallest value of each axis",
             )
-        array = np.array(array, dtype=np.int64)
-        array.flags.writeable = False
-        self.coordinates = array
-        self.digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:32]
-        self.handle = f"{self.digest}.{next(_serial)}"
-        self.text = f"('coordinates', {self.handle!r})"
-        _living[self.handle] = self
+        self._hold(array)
+
+    @property
+    def coordinates(self) -> npt.NDArray[np.int64]:
+        """`[N, axes]`, the point of each token."""
+        return self.arrays[0]
 
     @property
     def N(self) -> int:  # noqa: N802 - the field's name for the number of tokens
         """Number of tokens."""
         return len(self.coordinates)
 
-    @staticmethod
-    def find(handle: str) -> Coordinates:
-        """The living object of that handle; an operator's arguments can carry only its name."""
-        try:
-            return _living[handle]
-        except KeyError:
-            raise InvalidArgument(
-                "tokens",
-                expected="Coordinates that are still alive",
-                got=f"a reference to collected Coordinates {handle}",
-                remedy="Keep the Coordinates object as long as the graph that uses it",
-            ) from None
-
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy, also in another process, is an object of its own with a handle of its own.
         return (Coordinates, (self.coordinates,))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Coordinates) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
 
     def __repr__(self) -> str:
         return (
             f"Coordinates(N={self.N}, axes={self.coordinates.shape[1]}, digest={self.digest[:8]})"
         )
 
-
-_serial = itertools.count()
-_living: weakref.WeakValueDictionary[str, Coordinates] = weakref.WeakValueDictionary()
 
 Tokens = Sequence | Grid | Coordinates
 
