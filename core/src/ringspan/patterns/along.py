@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ringspan.contracts.pattern import Domain
+
+    Positions = npt.NDArray[np.int64]
 
 __all__ = ["Along"]
 
@@ -46,10 +49,16 @@ class Along:
                 got=f"ordering={self.ordering!r}, fold={self.fold!r}",
             )
 
-    def tokens_by_place(self, domain: Domain, segment_length: int) -> npt.NDArray[np.int64]:
-        """The token at each place, int64 `[N]`, for segments of the given length."""
+    def tokens_by_place(self, domain: Domain, segment_length: int) -> Positions:
+        """The token at each place, int64 `[N]`, for segments of the given length.
+
+        Documents keep the places that they have as positions; the curve restarts in each.
+        """
         if not self.fold:
-            return domain.order(self.ordering, domain.tokens)
+            return _laid(
+                (starts, domain.order(self.ordering, document.tokens))
+                for starts, document in domain.alone()
+            )
         if not isinstance(domain.tokens, Sequence):
             raise InvalidArgument(
                 "along",
@@ -57,14 +66,21 @@ class Along:
                 got=f"fold=True with tokens={domain.tokens!r}",
                 remedy="Drop fold=True: these tokens have coordinates of their own",
             )
-        starts = np.arange(0, domain.N, segment_length, dtype=np.int64)
-        return np.concatenate(
-            [
-                start + domain.order(self.ordering, _folded(min(segment_length, domain.N - start)))
-                for start in starts.tolist()
-            ]
-            or [starts]
+        starts, lengths = domain.segments(segment_length)
+        return _laid(
+            (starts[lengths == length], domain.order(self.ordering, _folded(length)))
+            for length in np.unique(lengths).tolist()
         )
+
+
+def _laid(stretches: Iterable[tuple[Positions, Positions]]) -> Positions:
+    """The order within each stretch of places, at every start of such a stretch."""
+    found = list(stretches)
+    tokens = np.empty(sum(len(starts) * len(order) for starts, order in found), np.int64)
+    for starts, order in found:
+        places = starts[:, None] + np.arange(len(order))
+        tokens[places] = starts[:, None] + order
+    return tokens
 
 
 @lru_cache(maxsize=64)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
+from typing import ClassVar
 
 from ringspan.contracts.errors import NotYetSupported
-from ringspan.contracts.pattern import Cliques, Domain, Pattern
+from ringspan.contracts.pattern import Cliques, Domain, Part, Pattern, Runs
 
 __all__ = ["Dense"]
 
@@ -27,6 +26,8 @@ class Dense(Pattern):
         torch.Size([1, 100, 4, 16])
     """
 
+    documents_at_once: ClassVar[bool] = True
+
     window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -39,7 +40,6 @@ class Dense(Pattern):
             )
         super().__post_init__()
 
-    def cliques(self, domain: Domain) -> Iterable[Cliques]:
-        """One set of all tokens."""
-        everyone = np.arange(domain.N, dtype=np.int64)
-        yield Cliques.of(tuple(range(domain.kv_heads)), everyone, np.array([domain.N]))
+    def parts(self, domain: Domain) -> Iterable[Part]:
+        """One set per document: all its tokens."""
+        yield Cliques(tuple(range(domain.heads)), Runs(domain.starts, domain.lengths))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from ringspan.contracts.errors import InvalidArgument, NotYetSupported
-from ringspan.contracts.pattern import Cliques, Domain, Pattern
+from ringspan.contracts.pattern import Cliques, Domain, Listed, Part, Pattern, Runs
 from ringspan.patterns.along import Along
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    Positions = npt.NDArray[np.int64]
 
 __all__ = ["Dilated"]
 
@@ -44,6 +46,8 @@ class Dilated(Pattern):
         >>> rs.attention(q, k, v, pattern=rs.Dilated((64, 256), (1, 4)), causal=True).shape
         torch.Size([1, 1000, 4, 16])
     """
+
+    documents_at_once: ClassVar[bool] = True
 
     segment_lengths: tuple[int, ...]
     dilation_rates: tuple[int, ...]
@@ -78,38 +82,39 @@ class Dilated(Pattern):
             )
         super().__post_init__()
 
-    def cliques(self, domain: Domain) -> Iterable[Cliques]:
+    def parts(self, domain: Domain) -> Iterable[Part]:
         """Per branch and offset in use, the kept tokens of each segment."""
         for length, rate in zip(self.segment_lengths, self.dilation_rates, strict=True):
+            segments = domain.segments(length)
             tokens = None
             if isinstance(self.along, Along):
                 tokens = self.along.tokens_by_place(domain, length)
-            for offset, heads in self._heads_by_offset(domain.kv_heads, rate).items():
-                places, lengths = _kept_places(domain.N, length, rate, offset)
-                rows = places if tokens is None else tokens[places]
-                yield Cliques.of(heads, rows, lengths)
+            for offset, heads in self._heads_by_offset(domain, rate).items():
+                kept = _kept(segments, rate, offset)
+                yield Cliques(heads, kept if tokens is None else _taken(tokens, kept))
 
-    def _heads_by_offset(self, kv_heads: int, rate: int) -> dict[int, tuple[int, ...]]:
-        block = -(-kv_heads // rate)
+    def _heads_by_offset(self, domain: Domain, rate: int) -> dict[int, tuple[int, ...]]:
+        block, group = -(-domain.kv_heads // rate), domain.heads // domain.kv_heads
         heads: dict[int, tuple[int, ...]] = {}
-        for head in range(kv_heads):
-            offset = head // block if self.head_offsets == "blocked" else head % rate
+        for head in range(domain.heads):
+            kv_head = head // group
+            offset = kv_head // block if self.head_offsets == "blocked" else kv_head % rate
             heads[offset] = (*heads.get(offset, ()), head)
         return heads
 
 
-def _kept_places(
-    N: int, length: int, rate: int, offset: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The places kept by one offset, segment by segment, and how many each segment keeps."""
-    inside = np.arange(offset, min(length, N), rate, dtype=np.int64)
-    starts = np.arange(0, N, length, dtype=np.int64)
-    places = (starts[:, None] + inside).ravel()
-    counts = np.full(len(starts), len(inside), dtype=np.int64)
-    if len(starts):
-        places = places[: np.searchsorted(places, N)]
-        counts[-1] = len(places) - counts[:-1].sum()
-    return places, counts
+def _kept(segments: tuple[Positions, Positions], rate: int, offset: int) -> Runs:
+    """The places of each segment that one offset keeps; segments that it misses are left out."""
+    starts, lengths = segments
+    counts = (lengths - offset + rate - 1) // rate
+    hit = counts > 0
+    return Runs(starts[hit] + offset, counts[hit], rate)
+
+
+def _taken(tokens: Positions, places: Runs) -> Listed:
+    """The tokens at those places, each set in order of position."""
+    listed = places.listed()
+    return Listed(tokens[listed.rows], listed.bounds).ascending()
 
 
 def _integers(name: str, values: object) -> tuple[int, ...]:
