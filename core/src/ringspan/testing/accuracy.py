@@ -22,13 +22,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.testing.plain import plain
-from ringspan.testing.reference import ReferenceResult, absolute, reference, spread_heads
+from ringspan.testing.reference import (
+    NOTHING,
+    Extras,
+    ReferenceResult,
+    absolute,
+    reference,
+    spread_heads,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -71,6 +78,7 @@ def yardstick(
     scale: float | None = None,
     sink: Float[Tensor, " H"] | Float[Tensor, "H Nq"] | None = None,
     grad_out: Float[Tensor, "B Nq H Dv"] | None = None,
+    extras: Extras = NOTHING,
 ) -> Yardstick:
     """What exact results are for these inputs, in their dtype. Arguments are those of `reference`.
 
@@ -82,11 +90,14 @@ def yardstick(
     m = multiplicity
     q1, k1, v1 = (torch.ones_like(x) for x in (q, k, v))
     sink1, grad1 = (None if x is None else torch.ones_like(x) for x in (sink, grad_out))
+    if sink is not None and sink1 is not None:
+        sink1 = sink1.masked_fill(sink.isneginf(), -torch.inf)
+    given: dict[str, Any] = {"scale": scale, "sink": sink, "grad_out": grad_out, "extras": extras}
     return Yardstick(
-        formula=reference(q, k, v, m, scale=scale, sink=sink, grad_out=grad_out),
-        plain=plain(q, k, v, m, scale=scale, sink=sink, grad_out=grad_out),
-        absolute=absolute(q, k, v, m, scale=scale, sink=sink, grad_out=grad_out),
-        terms=absolute(q1, k1, v1, m, sink=sink1, grad_out=grad1),
+        formula=reference(q, k, v, m, **given),
+        plain=plain(q, k, v, m, **given),
+        absolute=absolute(q, k, v, m, **given),
+        terms=absolute(q1, k1, v1, m, sink=sink1, grad_out=grad1, extras=extras),
         dtype=q.dtype,
         largest_score=_largest_score(q, k, m, scale, sink),
         largest_product=_largest_product(q, k, m, scale),
@@ -169,7 +180,7 @@ def _largest_score(
     K = spread_heads(k.double(), q.shape[2])
     scores = scale * torch.einsum("bihd,bjhd->bhij", q.double(), K)
     largest = _largest(scores.masked_fill(multiplicity == 0, 0.0))
-    return largest if sink is None else max(largest, _largest(sink.double()))
+    return largest if sink is None else max(largest, _largest(sink.double()[sink.isfinite()]))
 
 
 def _largest_product(q: Tensor, k: Tensor, multiplicity: Tensor, scale: float | None) -> float:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ringspan.testing.reference import ReferenceResult, check_shapes, fold_heads, spread_heads
+from ringspan.testing.reference import (
+    NOTHING,
+    Extras,
+    ReferenceResult,
+    check_shapes,
+    fold_heads,
+    spread_heads,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -29,6 +36,7 @@ def plain(
     scale: float | None = None,
     sink: Float[Tensor, " H"] | Float[Tensor, "H Nq"] | None = None,
     grad_out: Float[Tensor, "B Nq H Dv"] | None = None,
+    extras: Extras = NOTHING,
     dtype: torch.dtype | None = None,
 ) -> ReferenceResult:
     """Attention and its gradients as a plain kernel of `dtype` computes them.
@@ -41,7 +49,7 @@ def plain(
         >>> plain(q, k, v, torch.ones(2, 2, dtype=torch.int64)).out.dtype
         torch.bfloat16
     """
-    check_shapes(q, k, v, multiplicity, sink)
+    check_shapes(q, k, v, multiplicity, sink, extras)
     dtype = q.dtype if dtype is None else dtype
     wide = torch.promote_types(dtype, torch.float32)
     heads, kv_heads = q.shape[2], k.shape[2]
@@ -49,26 +57,30 @@ def plain(
     Q, K, V = q.to(dtype), spread_heads(k.to(dtype), heads), spread_heads(v.to(dtype), heads)
 
     scores = scale * torch.einsum("bihd,bjhd->bhij", Q.to(wide), K.to(wide))
-    top = scores.masked_fill(multiplicity == 0, -torch.inf).amax(-1)
-    z = None if sink is None else sink.to(wide).reshape(heads, -1).expand_as(top)
-    top = top if z is None else torch.maximum(top, z)
+    absent = extras.absent(scores[..., 0])
+    seen = multiplicity * ~absent[..., None]
+    top = scores.masked_fill(seen == 0, -torch.inf).amax(-1)
+    z, null_keys = _beside(sink, extras, top, absent)
+    top = torch.maximum(top, z)
+    top = torch.where(null_keys > 0, top.clamp_min(0.0), top)
     top = top.masked_fill(top == -torch.inf, 0.0)
     # Above the top only where the multiplicity is 0: clamped, since 0 * inf would be NaN.
-    weights = multiplicity.to(wide) * (scores - top[..., None]).clamp_max(0.0).exp()
-    sink_weight = torch.zeros_like(top) if z is None else (z - top).exp()
-    Z = weights.sum(-1) + sink_weight
+    weights = seen.to(wide) * (scores - top[..., None]).clamp_max(0.0).exp()
+    sink_weight = (z - top).exp()
+    Z = weights.sum(-1) + sink_weight + null_keys * (-top).exp().masked_fill(null_keys == 0, 0.0)
     lse = top + Z.log()
     # The total of a row that sees something is at least 1: its largest weight is.
     Z = Z.clamp_min(1.0)
     P = weights / Z[..., None]
-    out = torch.einsum("bhij,bjhe->bihe", P.to(dtype), V)
+    kept = extras.weights(P)
+    out = torch.einsum("bhij,bjhe->bihe", (P * kept).to(dtype), V)
     if grad_out is None:
         return ReferenceResult(out, lse)
 
     dO = grad_out.to(dtype)
     delta = (dO.to(wide) * out.to(wide)).sum(-1).transpose(1, 2)
     dP = torch.einsum("bihe,bjhe->bhij", dO, V).to(wide)
-    dS = (scale * P * (dP - delta[..., None])).to(dtype)
+    dS = (scale * P * (kept * dP - delta[..., None])).to(dtype)
     dsink = None
     if sink is not None:
         dsink = -(sink_weight / Z * delta).sum(0)
@@ -78,6 +90,19 @@ def plain(
         lse,
         torch.einsum("bhij,bjhd->bihd", dS, K),
         fold_heads(torch.einsum("bhij,bihd->bjhd", dS, Q), kv_heads),
-        fold_heads(torch.einsum("bhij,bihe->bjhe", P.to(dtype), dO), kv_heads),
+        fold_heads(torch.einsum("bhij,bihe->bjhe", (P * kept).to(dtype), dO), kv_heads),
         dsink,
     )
+
+
+def _beside(
+    sink: Tensor | None, extras: Extras, like: Tensor, absent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sink's logit and the number of null keys of each row; -inf and 0 where it has none."""
+    z = torch.full_like(like, -torch.inf)
+    if sink is not None:
+        z = sink.to(like).reshape(like.shape[1], -1).expand_as(like)
+    null_keys = torch.zeros_like(like)
+    if extras.null_keys is not None:
+        null_keys = extras.null_keys.to(like).expand_as(like)
+    return z.masked_fill(absent, -torch.inf), null_keys.masked_fill(absent, 0)

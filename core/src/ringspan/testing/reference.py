@@ -1,14 +1,16 @@
 """The formula, in float64, evaluated literally: every score of every pair, no plan, no pieces.
 
-With `s_ij = scale <q_i, k_j>`, multiplicities `m_ij` and an optional sink logit `z_i`:
+With `s_ij = scale <q_i, k_j>`, multiplicities `m_ij`, an optional sink logit `z_i`, null keys `n_i`
+(keys of score 0 and value 0) and weights of dropout `w_ij` (`1 / (1 - p)` where a probability is
+kept, 0 where it is dropped; 1 without dropout):
 
-    Z_i = exp(z_i) + sum_j m_ij exp(s_ij)      LSE_i = log Z_i      P_ij = m_ij exp(s_ij) / Z_i
-    O_i = sum_j P_ij v_j
+    Z_i = exp(z_i) + n_i + sum_j m_ij exp(s_ij)    LSE_i = log Z_i    P_ij = m_ij exp(s_ij) / Z_i
+    O_i = sum_j P_ij w_ij v_j
 
 and, for an upstream gradient `dO`, with `Delta_i = <dO_i, O_i>` and
-`dS_ij = P_ij (<dO_i, v_j> - Delta_i)`:
+`dS_ij = P_ij (w_ij <dO_i, v_j> - Delta_i)`:
 
-    dq_i = scale sum_j dS_ij k_j       dk_j = scale sum_i dS_ij q_i       dv_j = sum_i P_ij dO_i
+    dq_i = scale sum_j dS_ij k_j    dk_j = scale sum_i dS_ij q_i    dv_j = sum_i P_ij w_ij dO_i
     dz   = -sum_i exp(z_i - LSE_i) Delta_i
 
 Suffixes say the axes: B batch, H query heads, I queries, J keys, D or E a head dimension.
@@ -24,10 +26,58 @@ import torch
 from ringspan.contracts.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-__all__ = ["ReferenceResult", "absolute", "check_shapes", "fold_heads", "reference", "spread_heads"]
+__all__ = [
+    "NOTHING",
+    "Extras",
+    "ReferenceResult",
+    "absolute",
+    "check_shapes",
+    "fold_heads",
+    "reference",
+    "spread_heads",
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extras:
+    """What changes a row beside the keys that it sees; by default nothing does."""
+
+    null_keys: Int[Tensor, "H Nq"] | None = None
+    """How many keys of score 0 and value 0 each row also sees; they only enlarge `Z`."""
+    padded: Bool[Tensor, "B Nq"] | None = None
+    """Queries that are padding: their rows see nothing at all, no sink and no null key."""
+    keep: Bool[Tensor, "B H Nq Nk"] | None = None
+    """Which probabilities dropout keeps, with weight `1 / (1 - dropout_p)`; `Z` has them all."""
+    dropout_p: float = 0.0
+
+    def absent(self, lse: Tensor) -> Tensor:
+        """`padded` for each element of `lse` `[B, H, Nq]`."""
+        if self.padded is None:
+            return torch.zeros_like(lse, dtype=torch.bool)
+        return self.padded[:, None].expand_as(lse)
+
+    def weights(self, P: Tensor) -> Tensor:
+        """`w_ij` for each probability in `P` `[B, H, Nq, Nk]`, in its dtype."""
+        if self.keep is None:
+            return torch.ones_like(P)
+        return self.keep.to(P) / (1 - self.dropout_p)
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        """Refuses tensors of other shapes, which broadcasting might otherwise hide."""
+        for name, shape in (
+            ("null_keys", (heads, queries)),
+            ("padded", (batch, queries)),
+            ("keep", (batch, heads, queries, keys)),
+        ):
+            found = getattr(self, name)
+            if found is not None and found.shape != shape:
+                raise InvalidArgument(name, expected=str(list(shape)), got=str(list(found.shape)))
+
+
+NOTHING = Extras()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +106,7 @@ def reference(
     scale: float | None = None,
     sink: Float[Tensor, " H"] | Float[Tensor, "H Nq"] | None = None,
     grad_out: Float[Tensor, "B Nq H Dv"] | None = None,
+    extras: Extras = NOTHING,
 ) -> ReferenceResult:
     """The formula evaluated in float64, whatever the dtype of the inputs.
 
@@ -66,8 +117,9 @@ def reference(
         q, k, v: query head `h` reads key/value head `h // (H // Hkv)`.
         multiplicity: how often query `i` of head `h` sees key `j`; broadcast to `[B, H, Nq, Nk]`.
         scale: default `D ** -0.5`.
-        sink: a logit per head, or per head and query.
+        sink: a logit per head, or per head and query; -inf is no sink.
         grad_out: upstream gradient; without it there are no gradients in the result.
+        extras: null keys, padded queries and dropout.
 
     Errors:
         InvalidArgument: shapes that do not fit together.
@@ -78,13 +130,13 @@ def reference(
         >>> reference(q, k, v, causal, scale=0.0).lse.exp().round()
         tensor([[[1., 2., 3.]]], dtype=torch.float64)
     """
-    a = _Attended.by(q, k, v, multiplicity, scale, sink)
+    a = _Attended.by(q, k, v, multiplicity, scale, sink, extras)
     if grad_out is None:
         return ReferenceResult(a.out, a.lse)
     dO = grad_out.double()
     delta = torch.einsum("bihe,bihe->bhi", dO, a.out)
     dP = torch.einsum("bihe,bjhe->bhij", dO, a.V)
-    dS = a.P * (dP - delta[..., None])
+    dS = a.P * (a.weights * dP - delta[..., None])
     return a.result(a.out, a.lse, dS, dO, a.Q, a.K, -delta)
 
 
@@ -97,6 +149,7 @@ def absolute(
     scale: float | None = None,
     sink: Float[Tensor, " H"] | Float[Tensor, "H Nq"] | None = None,
     grad_out: Float[Tensor, "B Nq H Dv"] | None = None,
+    extras: Extras = NOTHING,
 ) -> ReferenceResult:
     """The same sums over absolute values, `C`: how much rounding errors can add up to.
 
@@ -105,15 +158,15 @@ def absolute(
 
     Arguments and errors are those of `reference`.
     """
-    a = _Attended.by(q, k, v, multiplicity, scale, sink)
-    C_out = torch.einsum("bhij,bjhe->bihe", a.P, a.V.abs())
+    a = _Attended.by(q, k, v, multiplicity, scale, sink, extras)
+    C_out = torch.einsum("bhij,bjhe->bihe", a.P * a.weights, a.V.abs())
     C_lse = (a.lse != -torch.inf).double()
     if grad_out is None:
         return ReferenceResult(C_out, C_lse)
     dO = grad_out.double().abs()
     delta = torch.einsum("bihe,bihe->bhi", dO, a.out.abs())
     dP = torch.einsum("bihe,bjhe->bhij", dO, a.V.abs())
-    dS = a.P * (dP + delta[..., None])
+    dS = a.P * (a.weights * dP + delta[..., None])
     return a.result(C_out, C_lse, dS, dO, a.Q.abs(), a.K.abs(), delta)
 
 
@@ -125,6 +178,8 @@ class _Attended:
     K: Tensor
     V: Tensor
     P: Tensor
+    weights: Tensor
+    """`w` `[B, H, I, J]`."""
     out: Tensor
     lse: Tensor
     sink: Tensor | None
@@ -142,24 +197,31 @@ class _Attended:
         multiplicity: Tensor,
         scale: float | None,
         sink: Tensor | None,
+        extras: Extras,
     ) -> _Attended:
-        check_shapes(q, k, v, multiplicity, sink)
+        check_shapes(q, k, v, multiplicity, sink, extras)
         heads = q.shape[2]
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         Q, K, V = q.double(), spread_heads(k.double(), heads), spread_heads(v.double(), heads)
         # log 0 = -inf: a pair that is not in the pattern vanishes from every sum.
         logits = scale * torch.einsum("bihd,bjhd->bhij", Q, K) + multiplicity.double().log()
         lse = logits.logsumexp(-1)
+        absent = extras.absent(lse)
         z = None if sink is None else sink.double().reshape(heads, -1).expand_as(lse)
-        lse = lse if z is None else torch.logaddexp(lse, z)
+        z = None if z is None else z.masked_fill(absent, -torch.inf)
+        for also in (z, None if extras.null_keys is None else extras.null_keys.double().log()):
+            lse = lse if also is None else torch.logaddexp(lse, also)
+        lse = lse.masked_fill(absent, -torch.inf)
         finite = lse.masked_fill(lse == -torch.inf, 0.0)
-        P = (logits - finite[..., None]).exp()
+        P = (logits - finite[..., None]).exp().masked_fill(absent[..., None], 0.0)
+        weights = extras.weights(P)
         return cls(
             Q=Q,
             K=K,
             V=V,
             P=P,
-            out=torch.einsum("bhij,bjhe->bihe", P, V),
+            weights=weights,
+            out=torch.einsum("bhij,bjhe->bihe", P * weights, V),
             lse=lse,
             sink=None if z is None else (z - finite).exp(),
             sink_varies=sink is not None and sink.dim() == 2,
@@ -184,7 +246,9 @@ class _Attended:
             lse=lse,
             grad_query=self.scale * torch.einsum("bhij,bjhd->bihd", dS, K),
             grad_key=fold_heads(self.scale * torch.einsum("bhij,bihd->bjhd", dS, Q), self.kv_heads),
-            grad_value=fold_heads(torch.einsum("bhij,bihe->bjhe", self.P, dO), self.kv_heads),
+            grad_value=fold_heads(
+                torch.einsum("bhij,bihe->bjhe", self.P * self.weights, dO), self.kv_heads
+            ),
             grad_sink=dz if dz is None or self.sink_varies else dz.sum(-1),
         )
 
@@ -201,7 +265,7 @@ def fold_heads(x_BJHD: Tensor, kv_heads: int) -> Tensor:
 
 
 def check_shapes(
-    q: Tensor, k: Tensor, v: Tensor, multiplicity: Tensor, sink: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, multiplicity: Tensor, sink: Tensor | None, extras: Extras
 ) -> None:
     """Refuses inputs that do not fit together, which broadcasting might otherwise hide."""
     batch, queries, heads, head_dim = q.shape
@@ -228,3 +292,4 @@ def check_shapes(
         raise InvalidArgument(
             "sink", expected=f"[{heads}] or [{heads}, {queries}]", got=str(list(sink.shape))
         )
+    extras.check(*full)
