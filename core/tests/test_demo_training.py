@@ -5,41 +5,20 @@ from __future__ import annotations
 import dataclasses
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from ringspan.demo import checkpoint, model
+from ringspan.demo import checkpoint
 from ringspan.demo.data import Text
 from ringspan.demo.files import replacing
 from ringspan.demo.interrupt import Interrupts
 from ringspan.demo.settings import Settings
 from ringspan.demo.train import Training, learning_rate
 from ringspan.errors import InvalidArgument, RingspanError
-from torch import Tensor, nn
-from torch.nn import functional
+
+pytestmark = pytest.mark.usefixtures("toy")
 
 SETTINGS = Settings(steps=6, context=64, layers=1, width=16, heads=2)
-
-
-class PlainAttention(nn.Module):
-    """Stands in for the dilated layer, so that these tests need no plugin."""
-
-    def __init__(self, width: int, heads: int, *rest: Any, causal: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.inputs = nn.Linear(width, 3 * width, bias=False)
-        self.out_proj = nn.Linear(width, width, bias=False)
-
-    def forward(self, x: Tensor, *, layout: object = None, group: object = None) -> Tensor:
-        q, k, v = self.inputs(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
-        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out_proj(out.transpose(1, 2).flatten(-2))
-
-
-@pytest.fixture(autouse=True)
-def plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "DilatedSelfAttention", PlainAttention)
 
 
 @pytest.fixture

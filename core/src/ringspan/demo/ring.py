@@ -167,7 +167,7 @@ def _own_part(model: ByteModel, windows: Tensor) -> dict[str, Any]:
         received.append(run.bytes_received)
 
     for module in model.modules():
-        if isinstance(module, rs.nn.DilatedSelfAttention):
+        if isinstance(module, rs.nn.SelfAttention):
             module.register_forward_hook(count)
     layout = rs.Layout(windows.shape[1] - 1, dist.get_world_size())
     nats = summed_nats(model, windows, layout=layout, rank=dist.get_rank(), group=dist.group.WORLD)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ringspan.contracts.errors import InvalidArgument
+from ringspan.nn.checks import told
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -24,8 +25,9 @@ def check_base(name: str, base: object) -> None:
         raise InvalidArgument(name, expected="a finite number > 0", got=repr(base))
 
 
-def _told(x: object) -> str:
-    return f"shape {list(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class RotaryEmbedding(nn.Module):
@@ -64,26 +66,36 @@ class RotaryEmbedding(nn.Module):
         self, x: Float[Tensor, "B N H D"], positions: Int[Tensor, " N"]
     ) -> Float[Tensor, "B N H D"]:
         """Rotates `x`, whose rows stand at `positions`."""
-        self._check(x, positions)
+        (rotated,) = self.rotate(positions, x)
+        return rotated
+
+    def rotate(
+        self, positions: Int[Tensor, " N"], *tensors: Float[Tensor, "B N H D"]
+    ) -> tuple[Float[Tensor, "B N H D"], ...]:
+        """Rotates tensors of one dtype by the same angles, which are computed once."""
+        for x in tensors:
+            self._check(x, positions)
+        cos, sin = self._turns(positions, tensors[0])
+        return tuple(_rotated(x, cos, sin) for x in tensors)
+
+    def _turns(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         # Not every GPU computes in float64; those of CUDA do.
-        device = "cpu" if x.device.type in ("mps", "xpu") else x.device
+        device = "cpu" if like.device.type in ("mps", "xpu") else like.device
         pair = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float64)
         turns = self.base ** (-pair / self.head_dim)
         angle = positions.to(device, torch.float64)[:, None, None] * turns
-        cos, sin = angle.cos().to(x), angle.sin().to(x)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return angle.cos().to(like), angle.sin().to(like)
 
     def _check(self, x: object, positions: object) -> None:
         if not isinstance(x, torch.Tensor) or x.dim() != 4 or x.shape[-1] != self.head_dim:
             raise InvalidArgument(
-                "x", expected=f"a tensor [batch, tokens, heads, {self.head_dim}]", got=_told(x)
+                "x", expected=f"a tensor [batch, tokens, heads, {self.head_dim}]", got=told(x)
             )
         if not isinstance(positions, torch.Tensor) or positions.shape != x.shape[1:2]:
             raise InvalidArgument(
                 "positions",
                 expected=f"a tensor [{x.shape[1]}], one for each token of x",
-                got=_told(positions),
+                got=told(positions),
             )
 
     def extra_repr(self) -> str:
