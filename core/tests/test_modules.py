@@ -1,4 +1,4 @@
-"""Modules: projections, rotary embedding by position, and stable names."""
+"""Self-attention: projections, rotary embedding by position, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import ringspan as rs
 import torch
+from ringspan.contracts.documents import Documents
 from ringspan.errors import InvalidArgument
-from ringspan.nn import DilatedSelfAttention, RotaryEmbedding
+from ringspan.nn import DilatedSelfAttention, RotaryEmbedding, SelfAttention
+from ringspan.nn.positions import row_positions
+from torch._dynamo.utils import counters
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -63,6 +66,32 @@ def test_the_module_is_projections_around_attention() -> None:
     torch.testing.assert_close(layer(x), layer.out_proj(out.flatten(-2)))
 
 
+def test_the_dilated_module_is_self_attention_over_its_pattern() -> None:
+    dilated = DilatedSelfAttention(24, 6, (5, 20), (1, 3), kv_heads=2, bias=True)
+    general = SelfAttention(24, 6, rs.Dilated((5, 20), (1, 3)), kv_heads=2, bias=True)
+    general.load_state_dict(dilated.state_dict())
+    x = torch.randn(2, 20, 24)
+    assert torch.equal(general(x), dilated(x))
+
+
+def test_values_may_have_a_head_dim_of_their_own() -> None:
+    layer = SelfAttention(16, 4, rs.Dense(), kv_heads=2, value_head_dim=3, rotary=False)
+    x = torch.randn(2, 7, 16)
+    q, k, v = layer.project(x)
+    assert v.shape == (2, 7, 2, 3)
+    expected = layer.finish(rs.attention(q, k, v, causal=True))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_projecting_and_finishing_make_up_the_module() -> None:
+    layer = SelfAttention(16, 4, rs.Dense(), causal=False)
+    x = torch.randn(2, 9, 16)
+    out = rs.attention(*layer.project(x, torch.arange(9)))
+    assert torch.equal(layer(x), layer.finish(out))
+    with pytest.raises(InvalidArgument, match=r"^positions"):
+        layer.project(x)
+
+
 def test_a_causal_module_never_looks_ahead() -> None:
     layer = DilatedSelfAttention(16, 4, (5, 20), (1, 3))
     x = torch.randn(1, 20, 16)
@@ -82,6 +111,95 @@ def test_positions_come_from_the_layout() -> None:
     x = torch.randn(1, 12, 16)
     weighted = rs.Layout(12, 1)
     torch.testing.assert_close(layer(x, layout=weighted), layer(x))
+
+
+@pytest.mark.parametrize("layout", [None, rs.Layout(10, 3)])
+def test_positions_restart_at_each_document(layout: rs.Layout | None) -> None:
+    documents = Documents.from_lengths([3, 0, 5, 2])
+    expected = [0, 1, 2, 0, 1, 2, 3, 4, 0, 1]
+    found = [
+        row_positions(
+            10 if layout is None else layout.sizes[rank],
+            layout=layout,
+            rank=rank,
+            tokens=None,
+            documents=documents,
+            device=torch.device("cpu"),
+        )
+        for rank in range(1 if layout is None else 3)
+    ]
+    assert torch.cat(found).tolist() == expected
+
+
+def test_a_compiled_module_is_whole_with_a_layout() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    module = SelfAttention(16, 4, rs.Dilated((4, 8), (1, 2)), kv_heads=2)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for N in (5, 6, 12, 29):
+        x = torch.randn(2, N, 16, requires_grad=True)
+        upstream = torch.randn(2, N, 16)
+        out, expected = compiled(x, layout=rs.Layout(N)), module(x, layout=rs.Layout(N))
+        torch.testing.assert_close(out, expected)
+        grads = [torch.autograd.grad(y, x, upstream)[0] for y in (out, expected)]
+        torch.testing.assert_close(*grads)
+    # One graph for the first length, and one for all others.
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+class Everything:
+    """The simplest cache: all tokens so far, queries too, attended anew at every step."""
+
+    def __init__(self, pattern: rs.Dense | rs.Dilated) -> None:
+        self.pattern = pattern
+        self.rows: list[tuple[torch.Tensor, ...]] = []
+
+    @property
+    def length(self) -> int:
+        return sum(q.shape[1] for q, _, _ in self.rows)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        sink: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        self.rows.append((query, key, value))
+        q, k, v = (torch.cat(parts, 1) for parts in zip(*self.rows, strict=True))
+        out = rs.attention(q, k, v, pattern=self.pattern, causal=True, sink=sink)
+        assert isinstance(out, torch.Tensor)
+        return out[:, out.shape[1] - query.shape[1] :]
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+def test_stepping_through_a_cache_equals_the_whole_forward(rotary: bool) -> None:
+    layer = SelfAttention(16, 4, rs.Dilated((4, 12), (1, 3)), kv_heads=2, rotary=rotary)
+    x = torch.randn(2, 11, 16)
+    cache = Everything(layer.pattern)  # type: ignore[arg-type]
+    parts = [layer(part, cache=cache) for part in x.split([6, 1, 0, 1, 3], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("argument", "layer", "options"),
+    [
+        ("cache", SelfAttention(16, 4, rs.Dense(), causal=False), {}),
+        ("cache", SelfAttention(16, 4, rs.Dense(), dropout_p=0.5), {}),
+        ("cache", SelfAttention(16, 4, rs.Dilated((4,), (1,))), {}),
+        ("layout", SelfAttention(16, 4, rs.Dense()), {"layout": rs.Layout(8)}),
+        ("tokens", SelfAttention(16, 4, rs.Dense()), {"tokens": rs.Grid(2, 4)}),
+        ("documents", SelfAttention(16, 4, rs.Dense()), {"documents": Documents([8])}),
+        ("key_padding", SelfAttention(16, 4, rs.Dense()), {"key_padding": torch.ones(1, 8).bool()}),
+    ],
+)
+def test_a_cache_that_does_not_fit_is_refused_by_name(
+    argument: str, layer: SelfAttention, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        layer(torch.randn(1, 8, 16), cache=Everything(rs.Dense()), **options)
+    assert refusal.value.argument == argument
 
 
 def test_a_module_prints_what_it_attends_to() -> None:
@@ -126,6 +244,30 @@ def test_a_module_that_makes_no_sense_is_refused_by_name(
 ) -> None:
     with pytest.raises(InvalidArgument) as refusal:
         DilatedSelfAttention(*arguments, **options)  # type: ignore[arg-type]
+    assert refusal.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"),
+    [
+        ("pattern", {"pattern": None}),
+        ("pattern", {"pattern": "dense"}),
+        ("pattern", {"pattern": rs.Dense}),
+        ("sink", {"sink": 1}),
+        ("dropout_p", {"dropout_p": 1.0}),
+        ("dropout_p", {"dropout_p": -0.1}),
+        ("dropout_p", {"dropout_p": float("nan")}),
+        ("dropout_p", {"dropout_p": "0.1"}),
+        ("dropout_p", {"dropout_p": True}),
+        ("value_head_dim", {"value_head_dim": 0}),
+        ("value_head_dim", {"value_head_dim": 4.0}),
+    ],
+)
+def test_self_attention_that_makes_no_sense_is_refused_by_name(
+    argument: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        SelfAttention(16, 4, **{"pattern": rs.Dense(), **options})
     assert refusal.value.argument == argument
 
 

@@ -108,9 +108,9 @@ class LongNet(nn.Module):
         self.norm = nn.RMSNorm(embed_dim, device=device, dtype=dtype)
 
     @property
-    def patterns(self) -> tuple[Pattern, ...]:
-        """The pattern of each block."""
-        return tuple(block.attention.pattern for block in self.blocks)  # type: ignore[union-attr, misc]
+    def attentions(self) -> tuple[SelfAttention, ...]:
+        """The attention of each block: its pattern and sizes say which cache it needs."""
+        return tuple(block.attention for block in self.blocks)  # type: ignore[union-attr, misc]
 
     def forward(
         self,

@@ -49,8 +49,8 @@ def _positions(call: str, N: int, rank: int, rows: int, documents: str) -> Tenso
     held = Call.from_text(call, N).layout_for(N).positions(rank)
     if not documents:
         return held
-    starts = Documents.find(documents).starts
-    return held - torch.from_numpy(starts[np.searchsorted(starts, held, side="right") - 1])
+    starts, positions = Documents.find(documents).starts, held.numpy()
+    return held - torch.from_numpy(starts[np.searchsorted(starts, positions, side="right") - 1])
 
 
 @_positions.register_fake
