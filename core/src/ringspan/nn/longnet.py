@@ -110,7 +110,7 @@ class LongNet(nn.Module):
     @property
     def attentions(self) -> tuple[SelfAttention, ...]:
         """The attention of each block: its pattern and sizes say which cache it needs."""
-        return tuple(block.attention for block in self.blocks)  # type: ignore[union-attr, misc]
+        return tuple(block.attention for block in self.blocks)  # type: ignore[misc]
 
     def forward(
         self,

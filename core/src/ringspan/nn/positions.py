@@ -40,7 +40,8 @@ def row_positions(
     call = Call(Dense(), tokens=tokens, layout=layout)
     handle = "" if documents is None else documents.handle
     N = rows if layout is None else layout.N
-    return _positions(call.text, N, rank, rows, handle).to(device)
+    positions: Tensor = _positions(call.text, N, rank, rows, handle)
+    return positions.to(device)
 
 
 @torch.library.custom_op("ringspan::positions", mutates_args=())
