@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
+from ringspan.testing.case import STRIDES, Case
 from ringspan.testing.configuration import DTYPES, Configuration, Inputs
+from ringspan.testing.named_strategies import KINDS, branches, named
 
-__all__ = ["DTYPES", "Configuration", "Inputs", "configurations", "lengths"]
+__all__ = [
+    "DTYPES",
+    "KINDS",
+    "Case",
+    "Configuration",
+    "Inputs",
+    "cases",
+    "configurations",
+    "lengths",
+]
+
+ORDERINGS = ("identity", "row-major", "snake", "tiles", "hilbert", "morton")
+"""Of the plugins that come with the library."""
 
 
 def lengths(max_N: int = 320) -> st.SearchStrategy[int]:
@@ -20,14 +37,6 @@ def lengths(max_N: int = 320) -> st.SearchStrategy[int]:
         st.sampled_from([N for N in (1, *awkward, *near_powers) if 1 <= N <= max_N]),
         st.integers(1, max_N),
     )
-
-
-@st.composite
-def _branch(draw: st.DrawFn, N: int) -> tuple[int, int]:
-    """Segment length and dilation rate: shorter or longer than N, dividing or not."""
-    w = draw(st.one_of(st.integers(1, N + 8), st.sampled_from((N, 2 * N, max(1, N // 2)))))
-    r = draw(st.one_of(st.integers(1, min(w, 9)), st.just(1), st.just(w)))
-    return w, r
 
 
 @st.composite
@@ -42,20 +51,127 @@ def configurations(
         ... def test_any_configuration_is_exact(configuration): ...
     """
     N = draw(lengths(max_N))
-    branches = draw(st.lists(_branch(N), min_size=1, max_size=3))
-    kv_heads, group_size = draw(st.integers(1, 5)), draw(st.sampled_from((1, 1, 2, 3)))
-    head_dim = draw(st.sampled_from((1, 4, 8, 24)))
+    segment_lengths, dilation_rates = draw(branches(N))
     return Configuration(
         N=N,
-        segment_lengths=tuple(w for w, _ in branches),
-        dilation_rates=tuple(r for _, r in branches),
-        heads=kv_heads * group_size,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        value_head_dim=draw(st.one_of(st.just(head_dim), st.sampled_from((1, 8, 12)))),
+        segment_lengths=segment_lengths,
+        dilation_rates=dilation_rates,
+        **draw(_heads()),
         batch=draw(st.sampled_from((1, 1, 2))),
         causal=draw(st.booleans()),
         dtype=draw(st.sampled_from(list(dtypes))),
         head_offsets=draw(st.sampled_from(("modulo", "blocked"))),
         seed=draw(st.integers(0, 2**16)),
     )
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    *,
+    max_N: int = 96,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    kinds: Sequence[str] = KINDS,
+    orderings: Sequence[str] = ORDERINGS,
+) -> Case:
+    """Any `Case` that is not refused: every pattern, with any of the modes at once.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(cases(kinds=["Neighborhood"], orderings=["identity"]))
+        ... def test_any_neighbourhood_is_exact(case): ...
+    """
+    kind = draw(st.sampled_from(list(kinds)))
+    grid, gaps, N = draw(_places(max_N))
+    documents = draw(_documents(kind, N))
+    heads = draw(_heads())
+    pattern = draw(
+        named(kind, N=N, documents=documents, grid=grid, gaps=gaps, orderings=orderings, **heads)
+    )
+    case = Case(
+        N=N,
+        pattern=pattern,
+        grid=grid,
+        gaps=gaps,
+        documents=documents,
+        batch=draw(st.sampled_from((1, 1, 1, 2, 3))),
+        causal=pattern.fields.get("edges") != "shift" and draw(st.booleans()),
+        dtype=draw(st.sampled_from(list(dtypes))),
+        seed=draw(st.integers(0, 2**16)),
+        strides=draw(st.sampled_from((STRIDES[0], *STRIDES))),
+        **heads,
+    )
+    return draw(_with_modes(case, orderings))
+
+
+@st.composite
+def _with_modes(draw: st.DrawFn, case: Case, orderings: Sequence[str]) -> Case:
+    """The case with modes that change rows, each rarely enough for most others to be absent."""
+    given: dict[str, Any] = {}
+    if case.pattern.kind != "Dilated.torchscale" and _one_in(draw, 3):
+        given["padding"] = draw(st.sampled_from(("right", "left", "scattered", "all")))
+    if _one_in(draw, 3):
+        given["sink"] = draw(st.sampled_from((1.0, 10.0, 1e4)))
+    if _one_in(draw, 6):
+        given["dropout_p"] = draw(st.sampled_from((0.1, 0.5, 0.99)))
+    if _one_in(draw, 4):
+        given["largest_score"] = draw(st.sampled_from((0.0, 100.0, 1e4)))
+    if _one_in(draw, 4):
+        given |= draw(_queries(case))
+    elif _one_in(draw, 3):
+        given["stored"] = draw(st.sampled_from(list(orderings if case.grid else ("identity",))))
+    return replace(case, **given)
+
+
+@st.composite
+def _queries(draw: st.DrawFn, case: Case) -> dict[str, Any]:
+    """Queries that are not all tokens: another sequence, a chunk of this one, or any of its."""
+    dense = case.pattern.kind == "Dense" and case.pattern.along is None and not case.documents
+    if dense and not case.causal and not case.pattern.fields.get("window") and draw(st.booleans()):
+        return {"cross": draw(st.integers(1, case.N + 9))}
+    if dense and draw(st.booleans()):
+        return {"positions": tuple(draw(st.lists(st.integers(0, case.N + 9), min_size=1)))}
+    first, last = sorted(draw(st.tuples(*[st.integers(0, case.N - 1)] * 2)))
+    chunk = list(range(first, last + 1))
+    return {"positions": tuple(draw(st.one_of(st.just(chunk), st.permutations(chunk))))}
+
+
+def _one_in(draw: st.DrawFn, count: int) -> bool:
+    return draw(st.integers(0, count - 1)) == count - 1
+
+
+@st.composite
+def _heads(draw: st.DrawFn) -> dict[str, Any]:
+    kv_heads, group_size = draw(st.integers(1, 5)), draw(st.sampled_from((1, 1, 2, 3)))
+    head_dim = draw(st.sampled_from((1, 4, 8, 24)))
+    return {
+        "heads": kv_heads * group_size,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "value_head_dim": draw(st.one_of(st.just(head_dim), st.sampled_from((1, 8, 12)))),
+    }
+
+
+@st.composite
+def _places(draw: st.DrawFn, max_N: int) -> tuple[tuple[int, ...], bool, int]:
+    """The shape of a grid or `()`, whether it has gaps, and the number of tokens."""
+    if draw(st.booleans()):
+        return (), False, draw(lengths(max_N))
+    axes = draw(st.integers(2, 3))
+    size = int(max_N ** (1 / axes))
+    grid = tuple(draw(st.lists(st.integers(1, size), min_size=axes, max_size=axes)))
+    if _one_in(draw, 3):
+        return grid, True, draw(st.integers(1, max_N))
+    return grid, False, math.prod(grid)
+
+
+@st.composite
+def _documents(draw: st.DrawFn, kind: str, N: int) -> tuple[int, ...] | None:
+    """Lengths that sum to `N`, some perhaps 0; equal ones where blocks are counted beforehand."""
+    if not _one_in(draw, 3):
+        return None
+    if kind in ("BlockSparse.from_blocks", "BlockSparse.from_mask"):
+        count = draw(st.sampled_from([d for d in range(1, N + 1) if N % d == 0]))
+        return (N // count,) * count
+    cuts = sorted(draw(st.lists(st.integers(0, N), max_size=4)))
+    return tuple(b - a for a, b in zip((0, *cuts), (*cuts, N), strict=True))
