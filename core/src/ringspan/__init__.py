@@ -11,19 +11,31 @@ if TYPE_CHECKING:
     from ringspan import errors, nn
     from ringspan.api import Inputs, attention, explain, last_run, use
     from ringspan.contracts.tokens import Coordinates, Grid
-    from ringspan.patterns import Along, Dense, Dilated
+    from ringspan.patterns import (
+        Along,
+        BlockSparse,
+        Consecutive,
+        Dense,
+        Dilated,
+        HeadGroups,
+        Neighborhood,
+    )
     from ringspan.plan.layout import Layout
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Along": "ringspan.patterns",
+    "BlockSparse": "ringspan.patterns",
+    "Consecutive": "ringspan.patterns",
     "Coordinates": "ringspan.contracts.tokens",
     "Dense": "ringspan.patterns",
     "Dilated": "ringspan.patterns",
     "Grid": "ringspan.contracts.tokens",
+    "HeadGroups": "ringspan.patterns",
     "Inputs": "ringspan.api",
     "Layout": "ringspan.plan.layout",
+    "Neighborhood": "ringspan.patterns",
     "attention": "ringspan.api",
     "explain": "ringspan.api",
     "last_run": "ringspan.api",
@@ -33,12 +45,16 @@ _MODULES = ("errors", "nn")
 
 __all__ = [
     "Along",
+    "BlockSparse",
+    "Consecutive",
     "Coordinates",
     "Dense",
     "Dilated",
     "Grid",
+    "HeadGroups",
     "Inputs",
     "Layout",
+    "Neighborhood",
     "attention",
     "errors",
     "explain",

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from ringspan.contracts.errors import InvalidArgument, NotYetSupported
-from ringspan.contracts.pattern import Cliques, Domain, Listed, Part, Pattern, Runs
-from ringspan.patterns.along import Along
+from ringspan.contracts.pattern import Cliques, Domain, Part, Pattern
+from ringspan.patterns.along import Along, taken
+from ringspan.patterns.branches import checked_branches, checked_integer, thinned
+from ringspan.patterns.geometric import geometric_branches, within_budget
+from ringspan.patterns.head_offsets import (
+    HeadOffsets,
+    check_heads,
+    checked_head_offsets,
+    heads_by_offset,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
+
+    from ringspan.patterns.torchscale import TorchscaleDilated
 
     Positions = npt.NDArray[np.int64]
 
 __all__ = ["Dilated"]
-
-_HEAD_OFFSETS = ("modulo", "blocked")
-_LATER = ("query",)
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,17 @@ class Dilated(Pattern):
     Args:
         segment_lengths: tokens per segment, one per branch, each at least 1.
         dilation_rates: one per branch, `1 <= rate <= segment length`.
-        head_offsets: `"modulo"`, key/value head `h` keeps offset `h mod r` (the paper's rule);
-            `"blocked"`, offset `h // ceil(kv_heads / r)` (torchscale's rule).
+        head_offsets: the offset `o` that a head keeps at rate `r`. `"modulo"`: key/value head `h`
+            keeps `h mod r` (the paper's rule). `"query"`: query head `h` keeps `h mod r`; covers
+            more where key/value heads are fewer than `r`, and is warned about where they are not.
+            `"blocked"`: key/value head `h` keeps `h // ceil(kv_heads / r)` (torchscale's rule). Or
+            integers, one per query head, for every branch, or one tuple of them per branch: taken
+            as they are, so that a head with `o >= r` takes no part in that branch.
         along: name of an ordering or `Along`: segments and dilations are taken along that
             curve. Causality still compares positions.
+
+    Raises:
+        InvalidArgument: an argument that does not fit, or integers for another number of heads.
 
     Example:
         >>> import torch, ringspan as rs
@@ -51,90 +64,133 @@ class Dilated(Pattern):
 
     segment_lengths: tuple[int, ...]
     dilation_rates: tuple[int, ...]
-    head_offsets: str = "modulo"
+    head_offsets: str | tuple[int, ...] | tuple[tuple[int, ...], ...] = "modulo"
     along: Along | str | None = None
 
     def __post_init__(self) -> None:
-        lengths = _integers("segment_lengths", self.segment_lengths)
-        rates = _integers("dilation_rates", self.dilation_rates)
-        if len(lengths) != len(rates):
-            raise InvalidArgument(
-                "dilation_rates",
-                expected=f"as many as segment_lengths ({len(lengths)})",
-                got=f"{len(rates)}: {rates}",
-            )
-        for branch, (length, rate) in enumerate(zip(lengths, rates, strict=True)):
-            if rate > length:
-                raise InvalidArgument(
-                    f"dilation_rates[{branch}]",
-                    expected=f"at most the segment length {length}",
-                    got=str(rate),
-                    remedy="A larger rate would leave some heads no token in a segment",
-                )
+        lengths, rates = self._checked_branches()
         object.__setattr__(self, "segment_lengths", lengths)
         object.__setattr__(self, "dilation_rates", rates)
-        _check_head_offsets(self.head_offsets)
-        if isinstance(self.along, str):
-            object.__setattr__(self, "along", Along(self.along))
-        elif self.along is not None and not isinstance(self.along, Along):
-            raise InvalidArgument(
-                "along", expected="the name of an ordering or Along(...)", got=repr(self.along)
-            )
+        offsets = checked_head_offsets(self.head_offsets, len(rates))
+        object.__setattr__(self, "head_offsets", offsets)
+        object.__setattr__(self, "along", Along.of(self.along))
         super().__post_init__()
+
+    def _checked_branches(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return checked_branches(self.segment_lengths, self.dilation_rates)
+
+    @staticmethod
+    def torchscale(
+        segment_lengths: tuple[int, ...], dilation_rates: tuple[int, ...]
+    ) -> TorchscaleDilated:
+        """What torchscale's `DilatedAttention` computes, for weights published with it.
+
+        The same sets of tokens, and the zeros with which torchscale fills up segments: unless
+        causal, they take part as keys of score 0 and value 0. Segments longer than a document
+        are as long as it, and a rate may exceed its segment length.
+
+        Gradients are the exact derivative: torchscale's detached weights of the branches are not
+        reproduced. Where a rate does not divide the length of several segments, torchscale moves
+        the output of the later ones to other positions; this does not, and warns. Key padding is
+        refused, because lengths are those of real tokens: pack rows as `Documents`.
+
+        Source: `dilated_attention.py` of github.com/microsoft/torchscale.
+
+        Example:
+            >>> pattern = Dilated.torchscale((1024, 5792, 32768), (1, 2, 4))
+            >>> pattern.head_offsets
+            'blocked'
+        """
+        # Here, for that module stands on this one.
+        from ringspan.patterns.torchscale import TorchscaleDilated
+
+        return TorchscaleDilated(segment_lengths, dilation_rates)
+
+    @staticmethod
+    def geometric(
+        max_length: int,
+        base: int = 2048,
+        growth: int = 2,
+        flops: float | None = None,
+        *,
+        heads: int | None = None,
+        head_dim: int | None = None,
+    ) -> Dilated:
+        """Segments of `base`, `base * growth`, ... tokens, up to one that spans `max_length`.
+
+        Rates are 1, `growth`, `growth ** 2`, ..., so that a token sees about `base` others in every
+        branch in which it is kept. `adapted` fits the pattern to shorter sequences.
+
+        Args:
+            max_length: the longest sequence; the last branch sees from end to end of it.
+            base: tokens of the shortest segment, at least `growth`.
+            growth: from each branch to the next, at least 2.
+            flops: a budget for one forward pass over one sequence of `max_length` tokens, not
+                causal: `4 * head_dim` operations for each pair of tokens in each branch and head.
+                Takes the largest of `base`, `base // growth`, `base // growth ** 2`, ... that stays
+                within it; with `base=max_length` dense attention is the first.
+            heads: number of heads, required with `flops`.
+            head_dim: required with `flops`.
+
+        Raises:
+            InvalidArgument: no base is small enough for the budget, or an argument does not fit.
+
+        Example:
+            >>> Dilated.geometric(8192).segment_lengths
+            (2048, 4096, 8192)
+            >>> Dilated.geometric(8192, flops=2e10, heads=8, head_dim=64).segment_lengths
+            (512, 1024, 2048, 4096, 8192)
+        """
+        if flops is None:
+            return Dilated(*geometric_branches(max_length, base, growth))
+        budget = within_budget(flops, max_length, base, growth, heads=heads, head_dim=head_dim)
+        return Dilated(*budget)
+
+    def adapted(self, N: int) -> Dilated:
+        """This pattern for sequences of `N` tokens: no branch reaches further than it has to.
+
+        Of the branches whose segments span all `N` tokens only the one with the shortest remains,
+        with segments of `N` tokens. Others see the same tokens more sparsely, so results differ
+        from those of the whole pattern. A pattern whose segments are all shorter stays as it is.
+
+        Example:
+            >>> Dilated.geometric(1_000_000).adapted(5000) == Dilated.geometric(5000)
+            True
+        """
+        N = checked_integer("N", N)
+        spanning = [c for c, length in enumerate(self.segment_lengths) if length >= N]
+        shortest = min(spanning, key=self.segment_lengths.__getitem__, default=None)
+        branches = range(len(self.segment_lengths))
+        kept = [c for c in branches if c == shortest or c not in spanning]
+        # Never below the rate: longer than N tokens is as good as N.
+        lengths = (max(min(self.segment_lengths[c], N), self.dilation_rates[c]) for c in kept)
+        offsets = self._head_offsets
+        return dataclasses.replace(
+            self,
+            segment_lengths=tuple(lengths),
+            dilation_rates=tuple(self.dilation_rates[c] for c in kept),
+            head_offsets=offsets if isinstance(offsets, str) else tuple(offsets[c] for c in kept),
+        )
+
+    def check(self, domain: Domain) -> None:
+        """Refuses offsets for another number of heads; warns of a rule that only costs."""
+        check_heads(self._head_offsets, domain, self.dilation_rates)
 
     def parts(self, domain: Domain) -> Iterable[Part]:
         """Per branch and offset in use, the kept tokens of each segment."""
-        for length, rate in zip(self.segment_lengths, self.dilation_rates, strict=True):
-            segments = domain.segments(length)
-            tokens = None
-            if isinstance(self.along, Along):
-                tokens = self.along.tokens_by_place(domain, length)
-            for offset, heads in self._heads_by_offset(domain, rate).items():
-                kept = _kept(segments, rate, offset)
-                yield Cliques(heads, kept if tokens is None else _taken(tokens, kept))
+        for branch, tokens in enumerate(self._tokens_by_place(domain)):
+            rate = self.dilation_rates[branch]
+            segments = domain.segments(self.segment_lengths[branch])
+            offsets = heads_by_offset(self._head_offsets, domain, branch, rate)
+            for offset, heads in offsets.items():
+                yield Cliques(heads, taken(thinned(*segments, rate, offset), tokens))
 
-    def _heads_by_offset(self, domain: Domain, rate: int) -> dict[int, tuple[int, ...]]:
-        block, group = -(-domain.kv_heads // rate), domain.heads // domain.kv_heads
-        heads: dict[int, tuple[int, ...]] = {}
-        for head in range(domain.heads):
-            kv_head = head // group
-            offset = kv_head // block if self.head_offsets == "blocked" else kv_head % rate
-            heads[offset] = (*heads.get(offset, ()), head)
-        return heads
+    def _tokens_by_place(self, domain: Domain) -> Sequence[Positions | None]:
+        along = Along.of(self.along)
+        if along is None:
+            return [None] * len(self.segment_lengths)
+        return along.tokens_by_branch(domain, self.segment_lengths)
 
-
-def _kept(segments: tuple[Positions, Positions], rate: int, offset: int) -> Runs:
-    """The places of each segment that one offset keeps; segments that it misses are left out."""
-    starts, lengths = segments
-    counts = (lengths - offset + rate - 1) // rate
-    hit = counts > 0
-    return Runs(starts[hit] + offset, counts[hit], rate)
-
-
-def _taken(tokens: Positions, places: Runs) -> Listed:
-    """The tokens at those places, each set in order of position."""
-    listed = places.listed()
-    return Listed(tokens[listed.rows], listed.bounds).ascending()
-
-
-def _integers(name: str, values: object) -> tuple[int, ...]:
-    if not isinstance(values, (tuple, list)) or not values:
-        raise InvalidArgument(
-            name, expected="one or more integers, one per branch", got=repr(values)
-        )
-    for index, value in enumerate(values):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidArgument(f"{name}[{index}]", expected="an integer >= 1", got=repr(value))
-    # int(): an IntEnum is an integer, but its text is not.
-    return tuple(int(value) for value in values)
-
-
-def _check_head_offsets(head_offsets: object) -> None:
-    if head_offsets in _HEAD_OFFSETS:
-        return
-    known = " or ".join(repr(name) for name in _HEAD_OFFSETS)
-    if head_offsets in _LATER or isinstance(head_offsets, (tuple, list)):
-        raise NotYetSupported(
-            "head_offsets", expected=f"{known} in this version", got=repr(head_offsets)
-        )
-    raise InvalidArgument("head_offsets", expected=known, got=repr(head_offsets))
+    @property
+    def _head_offsets(self) -> HeadOffsets:
+        return self.head_offsets  # type: ignore[return-value]  # as `__post_init__` left it

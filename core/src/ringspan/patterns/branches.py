@@ -1,0 +1,72 @@
+"""What dilated patterns share: branches, that is segments of some length, thinned at some rate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.pattern import Runs
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Positions = npt.NDArray[np.int64]
+
+__all__ = ["checked_branches", "checked_integer", "kept_counts", "thinned"]
+
+
+def checked_branches(
+    segment_lengths: object, dilation_rates: object, *, longer_rates: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lengths and rates as tuples of equally many integers, `1 <= rate <= length`.
+
+    With `longer_rates` a rate may exceed its segment length; some heads then have no token there.
+    """
+    lengths = _integers("segment_lengths", segment_lengths)
+    rates = _integers("dilation_rates", dilation_rates)
+    if len(lengths) != len(rates):
+        raise InvalidArgument(
+            "dilation_rates",
+            expected=f"as many as segment_lengths ({len(lengths)})",
+            got=f"{len(rates)}: {rates}",
+        )
+    for branch, (length, rate) in enumerate(zip(lengths, rates, strict=True)):
+        if rate > length and not longer_rates:
+            raise InvalidArgument(
+                f"dilation_rates[{branch}]",
+                expected=f"at most the segment length {length}",
+                got=str(rate),
+                remedy="A larger rate would leave some heads no token in a segment",
+            )
+    return lengths, rates
+
+
+def _integers(name: str, values: object) -> tuple[int, ...]:
+    if not isinstance(values, (tuple, list)) or not values:
+        raise InvalidArgument(
+            name, expected="one or more integers, one per branch", got=repr(values)
+        )
+    return tuple(checked_integer(f"{name}[{at}]", value) for at, value in enumerate(values))
+
+
+def checked_integer(name: str, value: object, *, least: int = 1) -> int:
+    """`value` as a plain integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidArgument(name, expected=f"an integer >= {least}", got=repr(value))
+    # int(): an IntEnum is an integer, but its text is not.
+    return int(value)
+
+
+def kept_counts(lengths: Positions, rate: int, offset: int | Positions) -> Positions:
+    """How many tokens of segments of these lengths one offset keeps."""
+    counts: Positions = np.maximum((lengths - offset + rate - 1) // rate, 0)
+    return counts
+
+
+def thinned(starts: Positions, lengths: Positions, rate: int, offset: int) -> Runs:
+    """What one offset keeps of each segment; segments that it misses are left out."""
+    counts = kept_counts(lengths, rate, offset)
+    hit = counts > 0
+    return Runs(starts[hit] + offset, counts[hit], rate)
