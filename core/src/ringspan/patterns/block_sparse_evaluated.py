@@ -1,0 +1,234 @@
+"""Which block sees which, by predicates that were evaluated for one number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.held import Held
+from ringspan.contracts.pattern import Blocks, Runs
+from ringspan.patterns.block_sparse_kinds import integer
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+    Bools = npt.NDArray[np.bool_]
+    Bytes = npt.NDArray[np.uint8]
+    Predicate = Callable[[Any, Any], Any]
+
+__all__ = ["EvaluatedBlocks"]
+
+_PAIRS_AT_ONCE = 2**22
+
+
+class EvaluatedBlocks(Held):
+    """Pairs of blocks in compressed rows, and a bitmap for each that is seen in part.
+
+    For `N` tokens in blocks of `block_size`: block `i` sees the blocks
+    `indices[indptr[i] : indptr[i + 1]]`, ascending. The pairs that `partial` marks have, in
+    order, a row of `bitmaps`: a bit for each query and key, packed, query by query.
+    """
+
+    __slots__ = ()
+    kind: ClassVar[str] = "blocks"
+
+    def __init__(
+        self, N: int, block_size: int, indptr: Ints, indices: Ints, partial: Bools, bitmaps: Bytes
+    ) -> None:
+        self._hold(np.array([N, block_size]), indptr, indices, partial, bitmaps)
+
+    @classmethod
+    def from_blocks(cls, block_size: int, predicate: Predicate, N: int) -> EvaluatedBlocks:
+        """From a predicate of block numbers."""
+        N, block_size = integer("N", N, 0), integer("block_size", block_size, 1)
+        blocks = np.arange(-(-N // block_size))
+        chunks = _slices(len(blocks), len(blocks))
+        rows = (
+            _Rows.whole(_evaluated(predicate, blocks[some, None], blocks[None])) for some in chunks
+        )
+        return cls._joined(N, block_size, rows)
+
+    @classmethod
+    def from_mask(
+        cls, block_size: int, predicate: Predicate, N: int, points: Ints | None
+    ) -> EvaluatedBlocks:
+        """From a predicate of positions, or of points, `[N, axes]`."""
+        N, block_size = integer("N", N, 0), integer("block_size", block_size, 1)
+        tokens = np.arange(N) if points is None else np.ascontiguousarray(points.T)
+
+        def seen(queries: Ints) -> Bools:
+            found = [
+                _evaluated(predicate, queries[..., some, None], tokens[..., None, :])
+                for some in _slices(queries.shape[-1], N)
+            ]
+            return np.concatenate(found)
+
+        chunks = _slices(N, N, block_size)
+        rows = (_Rows.of(seen(tokens[..., some]), block_size) for some in chunks)
+        return cls._joined(N, block_size, rows)
+
+    @classmethod
+    def _joined(cls, N: int, block_size: int, rows: Iterable[_Rows]) -> EvaluatedBlocks:
+        none = np.zeros((0, -(-(block_size**2) // 8)), np.uint8)
+        found = [_Rows.whole(np.zeros((0, 0), np.bool_)), *rows]
+        bitmaps = [none if part.bitmaps is None else part.bitmaps for part in found]
+        return cls(
+            N,
+            block_size,
+            np.append(0, np.cumsum(np.concatenate([part.lengths for part in found]))),
+            np.concatenate([part.indices for part in found]),
+            np.concatenate([part.partial for part in found]),
+            np.concatenate(bitmaps),
+        )
+
+    @property
+    def N(self) -> int:  # noqa: N802 - the field's name for the number of tokens
+        """For how many tokens."""
+        return int(self.arrays[0][0])
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return int(self.arrays[0][1])
+
+    @property
+    def indptr(self) -> Ints:
+        """Where each block's row of `indices` begins, and the end of the last."""
+        return self.arrays[1]
+
+    @property
+    def indices(self) -> Ints:
+        """The blocks seen."""
+        return self.arrays[2]
+
+    @property
+    def partial(self) -> Bools:
+        """Which of `indices` are seen in part."""
+        return self.arrays[3]
+
+    @property
+    def bitmaps(self) -> Bytes:
+        """What is seen of those."""
+        return self.arrays[4]
+
+    def parts(self, heads: tuple[int, ...]) -> Iterator[Blocks]:
+        """The whole pairs, and those in part: so that the former need no bitmap."""
+        start = np.arange(0, self.N, self.block_size)
+        sets = Runs(start, np.minimum(self.N - start, self.block_size))
+        for partial in (False, True):
+            chosen = self.partial == partial
+            if chosen.any():
+                indptr = np.append(0, np.cumsum(chosen))[self.indptr]
+                seen = _Bits.of(self) if partial else None
+                yield Blocks(heads, sets, indptr, self.indices[chosen], seen)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (EvaluatedBlocks, (self.N, self.block_size, *self.arrays[1:]))
+
+    def __repr__(self) -> str:
+        return (
+            f"EvaluatedBlocks(N={self.N}, {len(self.indices)} pairs, "
+            f"{len(self.bitmaps)} in part, digest={self.digest[:8]})"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Some rows of blocks."""
+
+    lengths: Ints
+    indices: Ints
+    partial: Bools
+    bitmaps: Bytes | None = None
+
+    @classmethod
+    def whole(cls, active: Bools) -> _Rows:
+        """From which block pairs are seen, `[rows, blocks]`."""
+        indices = np.nonzero(active)[1]
+        return cls(active.sum(axis=1), indices, np.zeros(len(indices), np.bool_))
+
+    @classmethod
+    def of(cls, seen: Bools, block_size: int) -> _Rows:
+        """From which tokens are seen, `[queries, keys]`."""
+        short = [-length % block_size for length in seen.shape]
+        height, width = (
+            np.add.reduceat(np.ones(length, np.int64), np.arange(0, length, block_size))
+            for length in seen.shape
+        )
+        padded = np.pad(seen, [(0, missing) for missing in short])
+        tiles = padded.reshape(len(height), block_size, len(width), block_size).swapaxes(1, 2)
+        count = np.count_nonzero(tiles, axis=(2, 3))
+        row, column = np.nonzero(count)
+        partial = (count < np.outer(height, width))[row, column]
+        bits = tiles[row[partial], column[partial]].reshape(-1, block_size**2)
+        lengths = np.count_nonzero(count, axis=1)
+        return cls(lengths, column, partial, np.packbits(bits, axis=1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bits:
+    """Looks pairs of positions up in the bitmaps."""
+
+    block_size: int
+    columns: int
+    pairs: Ints
+    """`row * columns + column` of each pair of blocks that is seen in part, ascending."""
+    bitmaps: Bytes
+
+    @classmethod
+    def of(cls, blocks: EvaluatedBlocks) -> _Bits:
+        columns = len(blocks.indptr) - 1
+        row = np.repeat(np.arange(columns), np.diff(blocks.indptr))
+        pairs = (row * columns + blocks.indices)[blocks.partial]
+        return cls(blocks.block_size, columns, pairs, blocks.bitmaps)
+
+    def __call__(self, query: Ints, key: Ints) -> Bools:
+        row, inner_row = np.divmod(query, self.block_size)
+        column, inner_column = np.divmod(key, self.block_size)
+        pair = row * self.columns + column
+        entry = np.minimum(np.searchsorted(self.pairs, pair), len(self.pairs) - 1)
+        bit = inner_row * self.block_size + inner_column
+        byte = self.bitmaps[entry, bit >> 3]
+        seen: Bools = (byte << (bit & 7).astype(np.uint8)) & 128 != 0
+        seen &= self.pairs[entry] == pair
+        return seen
+
+
+def _slices(count: int, others: int, multiple: int = 1) -> Iterator[slice]:
+    """Cuts `count` things, each to be paired with `others`, into chunks of bounded size."""
+    step = max(1, _PAIRS_AT_ONCE // max(1, others * multiple)) * multiple
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+def _evaluated(predicate: Predicate, first: Ints, second: Ints) -> Bools:
+    """What the predicate says of all pairs."""
+    shape = first.shape[-2], second.shape[-1]
+    try:
+        found = predicate(first, second)
+    except (ValueError, TypeError):
+        # It refuses arrays. If it is wrong in itself, it is so for two numbers as well.
+        found = [
+            [predicate(one, other) for other in _each(second[..., 0, :])]
+            for one in _each(first[..., 0])
+        ]
+    array = np.asarray(found)
+    fits = array.ndim <= 2 and all(
+        own in (1, there) for own, there in zip(array.shape[::-1], shape[::-1], strict=False)
+    )
+    if array.dtype != np.bool_ or not fits:
+        raise InvalidArgument(
+            "predicate",
+            expected=f"booleans that broadcast to {list(shape)}",
+            got=f"{array.dtype} of shape {list(array.shape)}",
+        )
+    return np.broadcast_to(array, shape)
+
+
+def _each(values: Ints) -> list[Any]:
+    """Numbers; or points, `[axes]` each."""
+    return values.tolist() if values.ndim == 1 else list(values.T)
