@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ringspan import errors, nn
     from ringspan.api import Inputs, attention, explain, last_run, use
+    from ringspan.contracts.documents import Documents
     from ringspan.contracts.tokens import Coordinates, Grid
     from ringspan.patterns import (
         Along,
@@ -31,6 +32,7 @@ _HOMES = {
     "Coordinates": "ringspan.contracts.tokens",
     "Dense": "ringspan.patterns",
     "Dilated": "ringspan.patterns",
+    "Documents": "ringspan.contracts.documents",
     "Grid": "ringspan.contracts.tokens",
     "HeadGroups": "ringspan.patterns",
     "Inputs": "ringspan.api",
@@ -50,6 +52,7 @@ __all__ = [
     "Coordinates",
     "Dense",
     "Dilated",
+    "Documents",
     "Grid",
     "HeadGroups",
     "Inputs",

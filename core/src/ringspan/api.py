@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +10,18 @@ import torch
 
 from ringspan import validation
 from ringspan.catalogue import configuration
+from ringspan.contracts.documents import Documents
 from ringspan.contracts.errors import InvalidArgument, NotYetSupported
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Tokens
 from ringspan.engine import operator
 from ringspan.engine.call import Call
 from ringspan.engine.explanation import Explanation, Inputs, explain_call
-from ringspan.engine.operator import LastRun, last_run
+from ringspan.engine.operator import LastRun, Tensors, last_run
 from ringspan.patterns import Dense
 from ringspan.plan.groups import Ranks
 from ringspan.plan.layout import Layout
+from ringspan.plan.queries import QueryPositions
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -31,7 +33,7 @@ Request = str | tuple[str, ...] | list[str] | None
 
 
 def attention(
-    q: Float[Tensor, "B N H D"],
+    q: Float[Tensor, "B Nq H D"],
     k: Float[Tensor, "B N Hkv D"],
     v: Float[Tensor, "B N Hkv Dv"],
     *,
@@ -39,39 +41,54 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     tokens: Tokens | None = None,
-    documents: None = None,
+    documents: Documents | Int[Tensor, " documents+1"] | None = None,
     key_padding: Bool[Tensor, "B N"] | None = None,
     sink: Float[Tensor, " H"] | None = None,
     dropout_p: float = 0.0,
     seed: int | None = None,
-    query_positions: Int[Tensor, " N"] | None = None,
+    query_positions: Int[Tensor, " Nq"] | range | Sequence[int] | None = None,
     layout: Layout | None = None,
     group: Any = None,
     backend: Request = None,
     communicator: Request = None,
     return_lse: bool = False,
-) -> Float[Tensor, "B N H Dv"] | tuple[Float[Tensor, "B N H Dv"], Float[Tensor, "B H N"]]:
+) -> Float[Tensor, "B Nq H Dv"] | tuple[Float[Tensor, "B Nq H Dv"], Float[Tensor, "B H Nq"]]:
     """Attention over whatever the pattern says, exact at any world size.
 
-    For query `i` and key `j` with multiplicity `m(i, j)` from the pattern, and scores
-    `s_ij = scale <q_i, k_j>`:
+    For query `i` and key `j` with multiplicity `m(i, j)` from the pattern, scores
+    `s_ij = scale <q_i, k_j>` and, with a sink, a logit `z`:
 
-        O_i = sum_j m(i, j) exp(s_ij) v_j / Z_i        Z_i = sum_j m(i, j) exp(s_ij)
+        O_i = sum_j m(i, j) exp(s_ij) v_j / Z_i        Z_i = exp(z) + sum_j m(i, j) exp(s_ij)
 
     A row that sees no key gives zeros. Gradients are the exact derivative, through the normaliser.
 
     Args:
         q: queries, float16, bfloat16, float32 or float64. Query head `h` reads key/value head
-            `h // (H // Hkv)`.
+            `h // (H // Hkv)`. `Nq` may differ from `N`, see `query_positions`.
             All inputs are finite: a NaN or infinity may reach rows that do not see it.
+            Under `torch.autocast`, float32 q, k and v are cast to its dtype, as by torch's own
+            attention.
         k: keys, of q's dtype and device.
         v: values; `Dv` may differ from `D`.
         pattern: what attends to what; None: `Dense()`.
         causal: only keys with `position <= ` the query's.
         scale: of the scores; None: `D ** -0.5`.
         tokens: what the tokens are, `Grid` or `Coordinates`; None: a plain sequence.
-        documents: refused until supported, as are `key_padding`, `sink`, `dropout_p`, `seed` and
-            `query_positions`.
+        documents: packed sequences, which do not see each other: `Documents`, or cumulative
+            lengths `[0, .., N]`. The result equals that of each document alone. Build a
+            `Documents` once and pass it to every layer.
+        key_padding: bool `[B, N]`, True for real tokens. Padded keys are seen by nobody, and
+            padded queries give zeros.
+        sink: a logit per query head, differentiable; it takes part in the normaliser only.
+        dropout_p: probability of dropping an attention probability, `0 <= dropout_p < 1`; the
+            others are scaled by `1 / (1 - dropout_p)`, the normaliser is not dropped.
+        seed: of dropout. The mask depends on it, the sequence, the head and the two positions
+            alone: it is the same for every kernel and world size. None: drawn from torch's
+            generator (rank 0's in a group, at the price of one small all-gather).
+        query_positions: where the queries stand among the keys' positions `0 .. N - 1`: a chunk
+            of the sequence with all keys so far (chunked prefill). Each position once, or for
+            `Dense` any integers >= 0. None with `Nq != N`: cross-attention, `Dense` only.
+            On one rank only. A tensor on the host spares a synchronisation.
         layout: which positions each rank holds, in which order. With `group`, q, k and v are this
             rank's rows in the order of `layout.positions(rank)`. None with a group: contiguous
             shards; their lengths are then exchanged by one small all-gather in the forward and
@@ -85,7 +102,7 @@ def attention(
             backward pass through it is an error (inside `torch.compile` it is detached).
 
     Returns:
-        `[B, N, H, Dv]` in q's dtype; with `return_lse`, also `[B, H, N]`.
+        `[B, Nq, H, Dv]` in q's dtype; with `return_lse`, also `[B, H, Nq]`.
 
     Raises:
         InvalidArgument: an argument is wrong; names it, what was expected and what came.
@@ -100,16 +117,20 @@ def attention(
         >>> rs.attention(q, k, v, pattern=rs.Dilated((512, 4096), (1, 8)), causal=True).shape
         torch.Size([1, 4096, 8, 64])
     """
-    validation.refuse_later_options(
-        documents=documents,
-        key_padding=key_padding,
-        sink=sink,
-        dropout_p=dropout_p,
-        seed=seed,
-        query_positions=query_positions,
-    )
+    q, k, v = _autocast(q, k, v)
     validation.check_tensors(q, k, v)
     ranks = Ranks.of(group)
+    packed = validation.checked_documents(documents)
+    dropout_p, drawn = validation.checked_dropout(dropout_p, seed)
+    tensors = Tensors(
+        q,
+        k,
+        v,
+        validation.checked_sink(sink, q),
+        key_padding,
+        None if packed is None else packed.tensor,
+        validation.checked_query_positions(query_positions),
+    )
     call = Call(
         pattern=Dense() if pattern is None else pattern,
         causal=causal,
@@ -119,18 +140,34 @@ def attention(
         group=ranks.group,
         backend=validation.checked_request("backend", backend),
         communicator=validation.checked_request("communicator", communicator),
-        needs_backward=_needs_backward(q, k, v),
+        needs_backward=_needs_backward(*(x for x in (q, k, v, sink) if x is not None)),
+        dropout_p=dropout_p,
+        padded=key_padding is not None,
     )
-    N = validation.check_call(call, q.shape[1], ranks)
+    N = validation.check_call(call, tensors, ranks, packed)
     out: Tensor
     lse: Tensor
-    out, lse, _ = operator.attention(q, k, v, call.text, N)
+    out, lse, _ = operator.attention(*tensors, call.text, N, drawn)
     if not return_lse:
         return out
     if call.needs_backward and not torch.compiler.is_compiling():
         asked: Tensor = _Undifferentiable.apply(lse, out)  # type: ignore[no-untyped-call]
         return out, asked
     return out, lse
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As torch's own attention under autocast: float32 and 16-bit inputs in its dtype."""
+    device = tensors[0].device.type if isinstance(tensors[0], torch.Tensor) else "cpu"
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        x.to(dtype) if isinstance(x, torch.Tensor) and x.dtype in _CAST else x for x in tensors
+    )
+
+
+_CAST = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _needs_backward(*tensors: Tensor) -> bool:
@@ -163,6 +200,12 @@ def explain(
     causal: bool = False,
     scale: float | None = None,
     tokens: Tokens | None = None,
+    documents: Documents | Int[Tensor, " documents+1"] | None = None,
+    key_padding: Bool[Tensor, "B N"] | bool | None = None,
+    sink: Float[Tensor, " H"] | None = None,
+    dropout_p: float = 0.0,
+    seed: int | None = None,
+    query_positions: Int[Tensor, " Nq"] | range | Sequence[int] | None = None,
     layout: Layout | None = None,
     group: Any = None,
     backend: Request = None,
@@ -171,7 +214,8 @@ def explain(
     """What `attention` would do with the same arguments: the plan and the decision, as data.
 
     Nothing is computed. Instead of tensors a described problem may be given, for any device and
-    any number of ranks (`layout=Layout(N, world_size=...)`, no group needed).
+    any number of ranks (`layout=Layout(N, world_size=...)`, no group needed); `key_padding=True`
+    then stands for a mask.
 
     Returns:
         An `Explanation`: print it, or take `as_dict()`.
@@ -187,6 +231,9 @@ def explain(
         >>> report.ranks[0].tiles
         9
     """
+    packed = validation.checked_documents(documents)
+    positions = validation.checked_query_positions(query_positions)
+    dropout_p, _ = validation.checked_dropout(dropout_p, seed)
     call = Call(
         pattern=Dense() if pattern is None else pattern,
         causal=causal,
@@ -195,16 +242,22 @@ def explain(
         layout=layout,
         backend=validation.checked_request("backend", backend),
         communicator=validation.checked_request("communicator", communicator),
+        dropout_p=dropout_p,
+        padded=key_padding is not None and key_padding is not False,
     )
     if isinstance(q, Inputs):
         if k is not None or v is not None:
             raise InvalidArgument("k", expected="None beside Inputs", got=type(k).__name__)
-        validation.check_described(call, q.N)
-        return explain_call(call, q)
+        validation.check_described(call, q, packed, positions)
+        return explain_call(call, q, packed, _queries(positions, q.N, q.N))
     if k is None or v is None:
         raise InvalidArgument("k", expected="q, k and v, or Inputs", got="None")
+    q, k, v = _autocast(q, k, v)
     validation.check_tensors(q, k, v)
-    N = validation.check_call(call, q.shape[1], Ranks.of(group))
+    padding = key_padding if isinstance(key_padding, torch.Tensor) else None
+    asked = validation.checked_sink(sink, q)
+    tensors = Tensors(q, k, v, asked, padding, None, positions)
+    N = validation.check_call(call, tensors, Ranks.of(group), packed)
     if N == operator.AGREE_ON_LENGTHS:
         raise InvalidArgument(
             "layout",
@@ -212,7 +265,16 @@ def explain(
             got="None with a group",
             remedy="Pass layout=Layout(N, world_size)",
         )
-    return explain_call(call, Inputs.of(q, k, v, N=N, needs_backward=_needs_backward(q, k, v)))
+    given = (x for x in (q, k, v, asked) if x is not None)
+    inputs = Inputs.of(q, k, v, N=N, needs_backward=_needs_backward(*given))
+    queries = _queries(positions, q.shape[1], k.shape[1])
+    return explain_call(call, inputs, packed, queries)
+
+
+def _queries(positions: Tensor | None, length: int, keys: int) -> QueryPositions | None:
+    if positions is not None:
+        return QueryPositions(positions)
+    return None if length == keys else QueryPositions(length=length)
 
 
 @contextmanager

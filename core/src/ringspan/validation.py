@@ -10,22 +10,30 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ringspan.contracts.documents import Documents
 from ringspan.contracts.errors import InvalidArgument, NotYetSupported
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
 from ringspan.engine.call import Call
-from ringspan.engine.operator import AGREE_ON_LENGTHS
+from ringspan.engine.explanation import Inputs
+from ringspan.engine.operator import AGREE_ON_LENGTHS, DRAW_SEED, Tensors
+from ringspan.plan.cross import check_cross
 from ringspan.plan.groups import Ranks
 from ringspan.plan.layout import Layout
+from ringspan.plan.schedule import domain_of
 
 __all__ = [
     "DTYPES",
     "check_call",
     "check_described",
+    "check_rows",
     "check_tensors",
+    "checked_documents",
+    "checked_dropout",
+    "checked_query_positions",
     "checked_request",
     "checked_scale",
-    "refuse_later_options",
+    "checked_sink",
 ]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -75,22 +83,16 @@ def _refuse_forward_mode(named: dict[str, Tensor]) -> None:
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
-    batch, tokens, heads, head_dim = query.shape
+    batch, _, heads, head_dim = query.shape
     kv_heads = key.shape[2]
-    if key.shape[1] != tokens:
-        raise NotYetSupported(
-            "k",
-            expected=f"{tokens} tokens, as q (cross-attention is not supported in this version)",
-            got=f"shape {_shape(key)}",
-        )
     if key.shape[0] != batch or key.shape[3] != head_dim:
         raise InvalidArgument(
-            "k", expected=f"shape [{batch}, {tokens}, Hkv, {head_dim}]", got=f"shape {_shape(key)}"
+            "k", expected=f"shape [{batch}, Nk, Hkv, {head_dim}]", got=f"shape {_shape(key)}"
         )
     if value.shape[:3] != key.shape[:3]:
         raise InvalidArgument(
             "v",
-            expected=f"shape [{batch}, {tokens}, {kv_heads}, Dv]",
+            expected=f"shape [{batch}, {key.shape[1]}, {kv_heads}, Dv], as k",
             got=f"shape {_shape(value)}",
         )
     _check_heads(heads, kv_heads)
@@ -108,12 +110,38 @@ def _check_heads(heads: int, kv_heads: int) -> None:
         )
 
 
-def check_call(call: Call, rows: int, ranks: Ranks) -> int:
-    """Checks all options of a call whose q has `rows` tokens on this rank.
+def check_call(
+    call: Call, tensors: Tensors, ranks: Ranks, documents: Documents | None = None
+) -> int:
+    """Checks all options of a call on this rank's tensors.
 
     Returns:
-        The number of tokens over all ranks, or `AGREE_ON_LENGTHS` where the ranks have to ask
-        each other.
+        The number of keys over all ranks, or `AGREE_ON_LENGTHS` where the ranks have to ask each
+        other.
+    """
+    rows, key_rows = tensors.query.shape[1], tensors.key.shape[1]
+    N = check_rows(call, key_rows, ranks)
+    if tensors.query_positions is not None or rows != key_rows:
+        _check_cross(call, tensors, ranks, documents)
+    if N != AGREE_ON_LENGTHS:
+        heads, kv_heads = tensors.query.shape[2], tensors.key.shape[2]
+        _check_laid_out(call, call.layout_for(N), heads, kv_heads, documents)
+    elif documents is not None or tensors.key_padding is not None:
+        raise InvalidArgument(
+            "layout",
+            expected="a Layout beside documents or key_padding, which describe the global sequence",
+            got="None",
+            remedy="Pass layout=Layout(N, world_size)",
+        )
+    check_key_padding(tensors.key_padding, call, tensors.query, N)
+    return N
+
+
+def check_rows(call: Call, rows: int, ranks: Ranks) -> int:
+    """Checks the options that need no tensors, and that this rank's rows are as many as laid out.
+
+    Returns:
+        The number of tokens over all ranks, or `AGREE_ON_LENGTHS`.
     """
     _check_options(call)
     layout = call.layout
@@ -135,11 +163,152 @@ def check_call(call: Call, rows: int, ranks: Ranks) -> int:
     return layout.N
 
 
-def check_described(call: Call, N: int) -> None:
-    """Checks all options of a call on `N` described tokens over all ranks."""
+def _check_cross(call: Call, tensors: Tensors, ranks: Ranks, documents: Documents | None) -> None:
+    """Queries that are not the tokens of the keys."""
+    rows, N = tensors.query.shape[1], tensors.key.shape[1]
+    for name, value in (("group", ranks.group), ("layout", call.layout), ("documents", documents)):
+        if value is not None and not (name == "group" and ranks.world_size == 1):
+            raise NotYetSupported(
+                name,
+                expected="None beside query_positions, or where q and k differ in length",
+                got=f"{rows} queries, {N} keys, and {name}",
+            )
+    positions = tensors.query_positions
+    if positions is not None and positions.shape != (rows,):
+        raise InvalidArgument(
+            "query_positions",
+            expected=f"[{rows}], one for each token of q",
+            got=f"shape {_shape(positions)}",
+        )
+    at = None if positions is None else positions.cpu().numpy()
+    check_cross(call.pattern, at, rows, N, call.causal)
+
+
+def _check_laid_out(
+    call: Call, layout: Layout, heads: int, kv_heads: int, documents: Documents | None
+) -> None:
+    """What can be said once the number of tokens is known."""
+    if documents is not None:
+        if documents.N != layout.N:
+            raise InvalidArgument(
+                "documents",
+                expected=f"documents that end at N = {layout.N}",
+                got=f"{documents!r}",
+            )
+        if isinstance(layout.tokens, Grid):
+            raise InvalidArgument(
+                "tokens",
+                expected="Coordinates beside documents: one grid cannot hold several documents",
+                got=repr(layout.tokens),
+                remedy="Pass Coordinates of every token in its own document",
+            )
+    call.pattern.check(
+        domain_of(layout, heads=heads, kv_heads=kv_heads, documents=documents, causal=call.causal)
+    )
+
+
+def check_key_padding(padding: Tensor | None, call: Call, query: Tensor, N: int) -> None:
+    """Type, shape and device of `key_padding`, and whether the pattern can do with it."""
+    if padding is None:
+        return
+    if not isinstance(padding, torch.Tensor) or padding.dtype != torch.bool:
+        raise InvalidArgument(
+            "key_padding",
+            expected="a bool tensor, True for real tokens",
+            got=str(padding.dtype) if isinstance(padding, torch.Tensor) else type(padding).__name__,
+        )
+    if padding.shape != (query.shape[0], N):
+        raise InvalidArgument(
+            "key_padding",
+            expected=f"shape [{query.shape[0]}, {N}], all tokens of the keys' sequence",
+            got=f"shape {_shape(padding)}",
+        )
+    if padding.device != query.device:
+        raise InvalidArgument(
+            "key_padding", expected=f"a tensor on {query.device}, as q", got=str(padding.device)
+        )
+    if not call.pattern.takes_key_padding:
+        raise NotYetSupported(
+            "key_padding",
+            expected=f"None with {type(call.pattern).__name__}, whose segments depend on each "
+            "row's own length",
+            got="key_padding",
+            remedy="Pack the rows: documents=Documents.from_lengths(...)",
+        )
+
+
+def check_described(
+    call: Call, inputs: Inputs, documents: Documents | None, positions: Tensor | None
+) -> None:
+    """Checks all options of a call on tokens that are described, over all ranks."""
     _check_options(call)
-    _check_count("layout", call.layout, N)
-    _check_count("tokens", call.tokens, N)
+    _check_count("layout", call.layout, inputs.N)
+    _check_count("tokens", call.tokens, inputs.N)
+    kv_heads = inputs.kv_heads or inputs.heads
+    _check_laid_out(call, call.layout_for(inputs.N), inputs.heads, kv_heads, documents)
+    if positions is not None:
+        at = positions.cpu().numpy()
+        check_cross(call.pattern, at, len(at), inputs.N, call.causal)
+
+
+def checked_documents(documents: object) -> Documents | None:
+    """Documents as they are, or from cumulative lengths."""
+    if documents is None or isinstance(documents, Documents):
+        return documents
+    return Documents.from_cu_seqlens(documents)
+
+
+def checked_sink(sink: Tensor | None, query: Tensor) -> Tensor | None:
+    """One logit per query head, on the query's device."""
+    if sink is None:
+        return None
+    if not isinstance(sink, torch.Tensor) or not sink.dtype.is_floating_point:
+        raise InvalidArgument(
+            "sink",
+            expected="a floating-point tensor [H]",
+            got=str(sink.dtype) if isinstance(sink, torch.Tensor) else type(sink).__name__,
+        )
+    if sink.shape != query.shape[2:3] or sink.device != query.device:
+        raise InvalidArgument(
+            "sink",
+            expected=f"shape [{query.shape[2]}], one logit per query head, on {query.device}",
+            got=f"shape {_shape(sink)} on {sink.device}",
+        )
+    return sink
+
+
+def checked_dropout(dropout_p: object, seed: object) -> tuple[float, int]:
+    """The probability, and the seed or `DRAW_SEED`."""
+    number = isinstance(dropout_p, int | float) and not isinstance(dropout_p, bool)
+    if not number or not 0 <= dropout_p < 1:  # type: ignore[operator]
+        raise InvalidArgument(
+            "dropout_p", expected="a number with 0 <= dropout_p < 1", got=repr(dropout_p)
+        )
+    if seed is None:
+        return float(dropout_p), DRAW_SEED  # type: ignore[arg-type]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise InvalidArgument("seed", expected="an integer in 0 .. 2**63 - 1", got=repr(seed))
+    return float(dropout_p), seed  # type: ignore[arg-type]
+
+
+def checked_query_positions(positions: Any) -> Tensor | None:
+    """As an int64 tensor."""
+    if positions is None:
+        return None
+    if isinstance(positions, range | list | tuple):
+        positions = torch.tensor(list(positions), dtype=torch.int64 if not positions else None)
+    if isinstance(positions, np.ndarray):
+        positions = torch.from_numpy(positions)
+    kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if not isinstance(positions, torch.Tensor) or positions.dtype not in kinds:
+        raise InvalidArgument(
+            "query_positions",
+            expected="integers [Nq]: a tensor, a range or a list",
+            got=str(positions.dtype)
+            if isinstance(positions, torch.Tensor)
+            else type(positions).__name__,
+        )
+    return positions.long()
 
 
 def checked_scale(scale: object) -> float | None:
@@ -217,30 +386,6 @@ def _check_world(layout: Layout, ranks: Ranks) -> None:
 def _check_count(name: str, value: Tokens | Layout | None, N: int) -> None:
     if value is not None and value.N != N:
         raise InvalidArgument(name, expected=f"{N} tokens in all", got=repr(value))
-
-
-_LATER: dict[str, Any] = {
-    "documents": None,
-    "key_padding": None,
-    "sink": None,
-    "dropout_p": 0.0,
-    "seed": None,
-    "query_positions": None,
-}
-
-
-def refuse_later_options(**options: object) -> None:
-    """Refuses by name what this version does not compute yet; nothing is silently dropped."""
-    for name, value in options.items():
-        unset = _LATER[name]
-        if value is unset or (type(value) in (int, float) and value == unset):
-            continue
-        raise NotYetSupported(
-            name,
-            expected=f"{unset!r} in this version",
-            got=repr(value) if isinstance(value, int | float | str) else type(value).__name__,
-            remedy=f"Leave {name} out",
-        )
 
 
 def _shape(x: Tensor) -> str:

@@ -27,8 +27,8 @@ from ringspan.contracts.errors import (
     RingspanError,
     UnknownProvider,
 )
-from ringspan.contracts.hookspecs import ENTRY_POINT_GROUP, HOOK_KINDS, hookimpl
 from ringspan.contracts.held import Held
+from ringspan.contracts.hookspecs import ENTRY_POINT_GROUP, HOOK_KINDS, hookimpl
 from ringspan.contracts.masks import CAUSAL, FULL, Mask, MaskCase
 from ringspan.contracts.ordering import Ordering, Permutation
 from ringspan.contracts.pattern import (
@@ -42,7 +42,7 @@ from ringspan.contracts.pattern import (
     Windows,
 )
 from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens, axes_of, shard_sizes
-from ringspan.contracts.work import Affine, Indexed, Rows, Tiles
+from ringspan.contracts.work import Affine, Bitmaps, Indexed, Ragged, Rows, Tiles, Work
 
 __all__ = [
     "API_VERSION",
@@ -53,6 +53,7 @@ __all__ = [
     "Affine",
     "AttentionBackend",
     "Availability",
+    "Bitmaps",
     "Blocks",
     "BrokenContract",
     "Capabilities",
@@ -86,6 +87,7 @@ __all__ = [
     "PluginError",
     "Problem",
     "Provider",
+    "Ragged",
     "RanksDisagree",
     "RingError",
     "RingspanError",
@@ -97,6 +99,7 @@ __all__ = [
     "Tokens",
     "UnknownProvider",
     "Windows",
+    "Work",
     "axes_of",
     "hookimpl",
     "kept",

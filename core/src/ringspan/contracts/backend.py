@@ -187,7 +187,9 @@ class AttentionBackend(Provider):
         """Attention of each tile on its own, with its log-sum-exp (see `TileOutput`).
 
         A backend whose capabilities have `dropout` also takes `dropout: Dropout | None = None`,
-        here and in `backward`; the log-sum-exp is that of all keys, dropped or not. Returns new tensors: the engine may go on to change them in place.
+        here and in `backward`; the log-sum-exp is that of all keys, dropped or not.
+
+        Returns new tensors: the engine may go on to change them in place.
         """
 
     @abstractmethod

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.held import Held, integers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from torch import Tensor
 
 __all__ = ["Documents"]
 
@@ -28,8 +30,10 @@ class Documents(Held):
         (8, [0, 3])
     """
 
-    __slots__ = ()
+    __slots__ = ("tensor",)
     kind: ClassVar[str] = "documents"
+    tensor: Tensor
+    """The lengths as a tensor on the host: what crosses an operator's border."""
 
     def __init__(self, lengths: Any) -> None:
         array = integers("documents", lengths, expected="integers >= 0, one length per document")
@@ -42,6 +46,7 @@ class Documents(Held):
             raise InvalidArgument(
                 "documents", expected="lengths >= 0", got=f"{array[at]} for document {at}"
             )
+        self.tensor = torch.tensor(array)
         self._hold(array, np.cumsum(array) - array)
 
     @classmethod
@@ -60,9 +65,7 @@ class Documents(Held):
             >>> Documents.from_cu_seqlens([0, 3, 8]).lengths.tolist()
             [3, 5]
         """
-        array = integers(
-            "cu_seqlens", cu_seqlens, expected="integers [documents + 1], from 0 to N"
-        )
+        array = integers("cu_seqlens", cu_seqlens, expected="integers [documents + 1], from 0 to N")
         if array.ndim != 1 or not array.size or array[0] != 0:
             raise InvalidArgument(
                 "cu_seqlens",

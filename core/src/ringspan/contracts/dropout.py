@@ -16,8 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
     from torch import Tensor
@@ -60,6 +58,7 @@ def kept(
         key: positions of the keys.
 
     Example:
+        >>> import torch
         >>> i = torch.arange(3)
         >>> kept(0.5, 7, torch.tensor(0), torch.tensor(1), i, i).shape
         torch.Size([3, 3])

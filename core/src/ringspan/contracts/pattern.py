@@ -10,6 +10,7 @@ by position.
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -256,6 +257,8 @@ class Pattern(ABC):
 
     documents_at_once: ClassVar[bool] = False
     """Whether `parts` minds `domain.documents`. If not, it is asked for each document alone."""
+    takes_key_padding: ClassVar[bool] = True
+    """Whether key padding leaves a meaning to the pattern; if not, it is refused by name."""
 
     @abstractmethod
     def parts(self, domain: Domain) -> Iterable[Part]:
@@ -264,7 +267,7 @@ class Pattern(ABC):
         Within one part, a head occurs once, and no token is a query in two sets.
         """
 
-    def check(self, domain: Domain) -> None:
+    def check(self, domain: Domain) -> None:  # noqa: B027 - most patterns fit any domain
         """Raises `InvalidArgument` where the pattern cannot be laid over `domain`.
 
         Called before any work; `domain` is the whole call's, documents included.
@@ -287,6 +290,11 @@ class Pattern(ABC):
         """A literal from which `Pattern.from_literal` builds an equal pattern."""
         made: str = self.__dict__["_text"] if "_text" in self.__dict__ else self._make_text()
         return made
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal patterns, also on other ranks, where held data have other handles."""
+        return re.sub(r"([0-9a-f]{32})\.\d+", r"\1", self.text)
 
     def _make_text(self) -> str:
         return f"({_path(self)!r}, {_fields(self)})"

@@ -1,9 +1,11 @@
-"""Work as data: batches of equal tiles, and where their rows lie."""
+"""Work as data: batches of tiles, and where their rows lie."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-__all__ = ["Affine", "Indexed", "Rows", "Tiles"]
+    Ints = npt.NDArray[np.int64]
+
+__all__ = ["Affine", "Bitmaps", "Indexed", "Ragged", "Rows", "Tiles", "Work", "equal_groups"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,32 +32,65 @@ class Affine:
     head_step: int
     step: int
 
+    def some(self, tiles: slice) -> Affine:
+        """The rows of some tiles."""
+        return replace(self, start=self.start + tiles.start * self.tile_step)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Indexed:
     """Row `l` of head `k` in tile `t` is `rows[t, k, l]`: read by a gather."""
 
-    rows: npt.NDArray[np.int64]
+    rows: Ints
     _tensors: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def on(self, device: torch.device) -> torch.Tensor:
         """`rows` as a tensor on `device`, copied there once."""
-        if device not in self._tensors:
-            import torch
+        return _on(self.rows, device, self._tensors)
 
-            self._tensors[device] = torch.from_numpy(self.rows).to(device)
-        return self._tensors[device]
+    def some(self, tiles: slice) -> Indexed:
+        """The rows of some tiles."""
+        return Indexed(self.rows[tiles])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bitmaps:
+    """Query `l` of tile `t` sees key `m` where `table[which[t], l, m]`; tiles share bitmaps."""
+
+    table: npt.NDArray[np.bool_]
+    which: Ints
+    _tensors: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """The bitmap of each tile, bool `[T, Lq, Lk]`, from a table copied to `device` once."""
+        import torch
+
+        return _on(self.table, device, self._tensors)[torch.from_numpy(self.which).to(device)]
+
+    def some(self, tiles: slice) -> Bitmaps:
+        """The bitmaps of some tiles."""
+        return Bitmaps(self.table, self.which[tiles], self._tensors)
+
+
+def _on(
+    array: npt.NDArray[Any], device: torch.device, tensors: dict[torch.device, torch.Tensor]
+) -> torch.Tensor:
+    if device not in tensors:
+        import torch
+
+        tensors[device] = torch.from_numpy(array).to(device)
+    return tensors[device]
 
 
 Rows = Affine | Indexed
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Tiles:
-    """A batch of equal dense problems: `count` tiles for each of some key/value heads.
+    """A batch of equal dense problems: `count` tiles for each of some heads.
 
     Query rows lie in this rank's query; key rows in the keys at hand in the step (this rank's
-    own, or the rows just received). No query row occurs twice, and no key row occurs twice.
+    own, or the rows just received). No query row of a head occurs twice.
     """
 
     count: int
@@ -61,12 +98,20 @@ class Tiles:
     key_length: int
     query: Rows
     query_heads: tuple[int, ...]
-    """Key/value head numbers; each stands for the group of query heads that share it."""
+    """Query heads, each the first of `group` heads in a row that share a key/value head."""
     key: Rows
     key_heads: tuple[int, ...]
+    """For each of `query_heads`, the head of the keys at hand that it reads."""
+    group: int
     mask: MaskCase
+    low: Indexed | None = None
+    """For `INTERVAL`: query `l` of tile `t` sees keys from `low[t, k, l]`, `k` a head or 0 .."""
     high: Indexed | None = None
-    """For `INTERVAL`: query `l` of head `k` in tile `t` sees the keys below `high[t, k, l]`."""
+    """.. to below `high[t, k, l]`."""
+    seen: Bitmaps | None = None
+    """For `BITMAP`."""
+    keys_overlap: bool = False
+    """Whether a key row may occur in several tiles."""
     forward_first: bool = False
     """No earlier work of the forward pass writes any of these query rows."""
     backward_first: bool = False
@@ -75,21 +120,145 @@ class Tiles:
     """The same for the gradients of key and value."""
 
     @property
+    def tiles(self) -> tuple[Tiles, ...]:
+        """Itself, as batches of equal tiles."""
+        return (self,)
+
+    @cached_property
     def area(self) -> int:
-        """Query-key pairs that the mask leaves, over all tiles and key/value heads."""
-        if self.high is not None:
-            return int(self.high.rows.sum())
-        heads = self.count * len(self.query_heads)
+        """Query-key pairs that the mask leaves, over all tiles and query heads."""
+        heads = len(self.query_heads) * self.group
+        if self.seen is not None:
+            sums = self.seen.table.sum(axis=(1, 2))
+            return heads * int(sums[self.seen.which].sum())
+        if self.low is not None and self.high is not None:
+            pairs = np.maximum(self.high.rows - self.low.rows, 0)
+            return int(pairs.sum()) * heads // pairs.shape[1]
         if self.mask is MaskCase.CAUSAL:
-            return heads * self.query_length * (self.query_length + 1) // 2
-        return heads * self.query_length * self.key_length
+            return self.count * heads * self.query_length * (self.query_length + 1) // 2
+        return self.count * heads * self.query_length * self.key_length
+
+    @cached_property
+    def _chunks(self) -> dict[int, tuple[Tiles, ...]]:
+        return {}
+
+    def chunks(self, tiles: int) -> tuple[Tiles, ...]:
+        """The same work, at most so many tiles at a time."""
+        if tiles >= self.count:
+            return (self,)
+        if tiles not in self._chunks:
+            self._chunks[tiles] = tuple(
+                self._some(slice(first, min(first + tiles, self.count)))
+                for first in range(0, self.count, tiles)
+            )
+        return self._chunks[tiles]
+
+    def _some(self, tiles: slice) -> Tiles:
+        return replace(
+            self,
+            count=tiles.stop - tiles.start,
+            query=self.query.some(tiles),
+            key=self.key.some(tiles),
+            low=None if self.low is None else self.low.some(tiles),
+            high=None if self.high is None else self.high.some(tiles),
+            seen=None if self.seen is None else self.seen.some(tiles),
+        )
 
     @property
     def summary(self) -> str:
         """One line for a reader: `8 tiles x 4 heads, 2048 x 2048, causal, views`."""
         views = isinstance(self.query, Affine) and isinstance(self.key, Affine)
         return (
-            f"{self.count} tiles x {len(self.query_heads)} heads, "
+            f"{self.count} tiles x {len(self.query_heads) * self.group} heads, "
             f"{self.query_length} x {self.key_length}, {self.mask}, "
             f"{'views' if views else 'gathered'}"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Dense problems of many lengths: packed documents, whose rows are runs of this rank's.
+
+    Tile `t` has the queries `query_start[t] + step * (0 .. query_length[t])`, the keys likewise;
+    heads are those of `Tiles`.
+    """
+
+    query_start: Ints
+    query_length: Ints
+    key_start: Ints
+    key_length: Ints
+    step: int
+    query_heads: tuple[int, ...]
+    key_heads: tuple[int, ...]
+    group: int
+    mask: MaskCase
+    """`FULL` or `CAUSAL`."""
+    forward_first: bool = False
+    backward_first: bool = False
+    key_first: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return len(self.query_start)
+
+    @property
+    def area(self) -> int:
+        """Query-key pairs that the mask leaves, over all tiles and query heads."""
+        if self.mask is MaskCase.CAUSAL:
+            pairs = self.query_length * (self.query_length + 1) // 2
+        else:
+            pairs = self.query_length * self.key_length
+        return int(pairs.sum()) * len(self.query_heads) * self.group
+
+    @cached_property
+    def tiles(self) -> tuple[Tiles, ...]:
+        """The same work as batches of equal tiles, for kernels that take no others."""
+        return tuple(self._batches())
+
+    def _batches(self) -> Iterator[Tiles]:
+        for chosen in equal_groups(self.query_length, self.key_length):
+            query_length = int(self.query_length[chosen[0]])
+            key_length = int(self.key_length[chosen[0]])
+            yield Tiles(
+                count=len(chosen),
+                query_length=query_length,
+                key_length=key_length,
+                query=_run_rows(self.query_start[chosen], self.step, query_length),
+                query_heads=self.query_heads,
+                key=_run_rows(self.key_start[chosen], self.step, key_length),
+                key_heads=self.key_heads,
+                group=self.group,
+                mask=self.mask,
+                forward_first=self.forward_first,
+                backward_first=self.backward_first,
+                key_first=self.key_first,
+            )
+
+    @property
+    def summary(self) -> str:
+        """One line for a reader: `1000 ragged tiles x 4 heads, up to 2048 x 2048, causal`."""
+        return (
+            f"{self.count} ragged tiles x {len(self.query_heads) * self.group} heads, up to "
+            f"{self.query_length.max()} x {self.key_length.max()}, {self.mask}"
+        )
+
+
+def equal_groups(*keys: Ints) -> Iterator[Ints]:
+    """The indices at which all keys are equal, together and ascending."""
+    if not len(keys[0]):
+        return
+    order = np.lexsort(keys)
+    changes = np.logical_or.reduce([np.diff(key[order]) != 0 for key in keys])
+    yield from np.split(order, np.flatnonzero(changes) + 1)
+
+
+def _run_rows(start: Ints, step: int, length: int) -> Rows:
+    """Rows that begin at `start`: a view where the tiles are evenly spaced."""
+    gaps = np.diff(start)
+    if len(gaps) == 0 or (gaps[0] > 0 and (gaps == gaps[0]).all()):
+        return Affine(int(start[0]), int(gaps[0]) if len(gaps) else 0, 0, step)
+    return Indexed((start[:, None] + step * np.arange(length))[:, None, :])
+
+
+Work = Tiles | Ragged

@@ -35,6 +35,9 @@ class Call:
     backend: Request = None
     communicator: Request = None
     needs_backward: bool = True
+    dropout_p: float = 0.0
+    padded: bool = False
+    """Whether there is key padding."""
 
     @property
     def text(self) -> str:
@@ -43,7 +46,7 @@ class Call:
         return (
             f"({self.pattern.text}, {self.causal!r}, {self.scale!r}, {_tokens_text(self.tokens)}, "
             f"{layout}, {self.group!r}, {self.backend!r}, {self.communicator!r}, "
-            f"{self.needs_backward!r})"
+            f"{self.needs_backward!r}, {self.dropout_p!r}, {self.padded!r})"
         )
 
     def layout_for(self, N: int) -> Layout:

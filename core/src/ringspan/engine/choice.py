@@ -149,6 +149,8 @@ def _problem(call: Call, operands: Operands, mask: MaskCase, info: DeviceInfo) -
         value_head_dim=operands.value_head_dim,
         group_size=operands.group_size,
         needs_backward=call.needs_backward,
+        key_padding=call.padded,
+        dropout=call.dropout_p > 0,
         deterministic=torch.are_deterministic_algorithms_enabled(),
         device_info=info,
     )

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ringspan.engine.kernels import Kernels, Saved
+from ringspan.contracts.work import Tiles
+from ringspan.engine.kernels import Kernels, Keys, Saved
 from ringspan.engine.merge import Accumulator, Total, accumulation_dtype
 from ringspan.engine.ring import Arrival, Channel, KeyValue, Ring
 from ringspan.engine.rows import key_rows, query_rows
+from ringspan.engine.sink import sink_logits
 from ringspan.plan.steps import Plan, Step
 
 __all__ = ["backward", "forward"]
@@ -34,17 +36,27 @@ def _arrivals(
 
 
 def forward(
-    plan: Plan, kernels: Kernels, query: Tensor, local: KeyValue, channel: Channel | None
+    plan: Plan,
+    kernels: Kernels,
+    query: Tensor,
+    local: KeyValue,
+    sink: Tensor | None,
+    channel: Channel | None,
 ) -> tuple[Tensor, Tensor]:
     """Output `[B, N, H, Dv]` in the query's dtype and lse `[B, H, N]` of this rank's queries."""
-    dtype = query.dtype if plan.one_piece else accumulation_dtype(query.dtype)
+    sinks = sink_logits(plan, sink, query)
+    rounded = plan.one_piece and sinks is None
+    dtype = query.dtype if rounded else accumulation_dtype(query.dtype)
     shape = (*query.shape[:3], local.value.shape[-1])
     total = Accumulator(shape, query, dtype, plan.forward_covered)
     ring = None if channel is None else Ring(channel, local)
     for step, rows in _arrivals(plan.steps, local, ring):
-        for tiles in step.tiles:
-            out, lse = kernels.forward(tiles, query, rows)
-            total.put(query_rows(tiles, kernels.group), out, lse, first=tiles.forward_first)
+        keys = kernels.keys(step, rows)
+        for tiles in _launches(kernels, step, query, keys):
+            out, lse = kernels.forward(tiles, query, keys)
+            total.put(query_rows(tiles), out, lse, first=tiles.forward_first)
+    if sinks is not None:
+        total.put_sink(sinks)
     return total.out.finish(query.dtype), total.lse
 
 
@@ -65,9 +77,10 @@ def backward(
         message, received = None, None
         if step.index and ring is not None:
             message, received = ring.empty_grads(step, grad_key.dtype)
-        for tiles in step.tiles:
-            piece = kernels.backward(tiles, saved, rows)
-            at_query, at_key = query_rows(tiles, kernels.group), key_rows(tiles)
+        keys = kernels.keys(step, rows)
+        for tiles in _launches(kernels, step, saved.query, keys):
+            piece = kernels.backward(tiles, saved, keys)
+            at_query, at_key = query_rows(tiles), key_rows(tiles)
             grad_query.put(at_query, piece.query, first=tiles.backward_first)
             if received is None:
                 grad_key.put(at_key, piece.key, first=tiles.key_first)
@@ -84,6 +97,11 @@ def backward(
         grad_key.finish(saved.local.key.dtype),
         grad_value.finish(saved.local.value.dtype),
     )
+
+
+def _launches(kernels: Kernels, step: Step, query: Tensor, keys: Keys) -> Iterator[Tiles]:
+    for tiles in step.tiles:
+        yield from kernels.launches(tiles, query, keys)
 
 
 def _finish(ring: Ring, returning: list[tuple[Step, Arrival]], grads: KeyValue) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ringspan_registry import Decision
     from torch import Tensor
 
+    from ringspan.contracts.documents import Documents
+    from ringspan.plan.queries import QueryPositions
     from ringspan.plan.steps import Plan
 
 __all__ = ["Explanation", "Inputs", "RankReport", "StepReport", "explain_call"]
@@ -202,14 +204,29 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain_call(call: Call, inputs: Inputs) -> Explanation:
+def explain_call(
+    call: Call,
+    inputs: Inputs,
+    documents: Documents | None = None,
+    queries: QueryPositions | None = None,
+) -> Explanation:
     """Plans every rank's part and asks for the decisions, computing nothing."""
     call = replace(call, needs_backward=inputs.needs_backward)
     layout = call.layout_for(inputs.N)
     world_size = layout.world_size
     kv_heads = inputs.kv_heads or inputs.heads
     plans = [
-        cached_plan(call.pattern, call.causal, kv_heads, layout, rank) for rank in range(world_size)
+        cached_plan(
+            call.pattern,
+            call.causal,
+            inputs.heads,
+            kv_heads,
+            layout,
+            rank,
+            documents,
+            queries,
+        )
+        for rank in range(world_size)
     ]
     return Explanation(
         inputs,
@@ -227,11 +244,10 @@ def _report(plan: Plan, inputs: Inputs) -> RankReport:
     return RankReport(
         rank=plan.rank,
         rows=plan.rows,
-        tiles=sum(tiles.count for step in plan.steps for tiles in step.tiles),
+        tiles=sum(work.count for step in plan.steps for work in step.work),
         cost=cost_of(
             plan,
             batch=operands.batch,
-            group_size=operands.group_size,
             head_dim=operands.head_dim,
             value_head_dim=operands.value_head_dim,
             itemsize=operands.dtype.itemsize,
@@ -244,7 +260,7 @@ def _report(plan: Plan, inputs: Inputs) -> RankReport:
                 step.target,
                 step.receive,
                 len(step.send),
-                tuple(tiles.summary for tiles in step.tiles),
+                tuple(work.summary for work in step.work),
             )
             for step in plan.steps
         ),

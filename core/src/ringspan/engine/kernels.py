@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ringspan.contracts.backend import AttentionBackend, Grads, TileOutput
+from ringspan.contracts.dropout import Dropout
 from ringspan.contracts.errors import BrokenContract
-from ringspan.contracts.masks import Mask, MaskCase
-from ringspan.contracts.work import Tiles
+from ringspan.contracts.masks import Mask
+from ringspan.contracts.work import Indexed, Tiles
 from ringspan.engine.choice import Choice
 from ringspan.engine.merge import accumulation_dtype
 from ringspan.engine.ring import KeyValue
-from ringspan.engine.rows import key_rows, query_rows
+from ringspan.engine.rows import Selection, key_rows, query_rows
+from ringspan.plan.steps import Plan, Step
 
-__all__ = ["Kernels", "Saved"]
+__all__ = ["Kernels", "Keys", "Saved", "Seed"]
+
+_ELEMENTS_AT_ONCE = 2**24
+"""Elements that one launch gathers or whose bitmap it expands, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,43 +38,86 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class Seed:
+    """Dropout of one call."""
+
+    p: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The key/value rows at hand in a step, and what is known of each of them."""
+
+    rows: KeyValue
+    step: Step
+    seen: Tensor | None
+    """`[B, rows, heads, 1]`: False for padding."""
+
+    def positions(self) -> Tensor:
+        """`[1, rows, heads, 1]`"""
+        return _per_head(self.step.key_positions, self.rows.key)
+
+
+@dataclass(frozen=True, slots=True)
 class Kernels:
     """The chosen backends, and what they need to know of the call."""
 
     choice: Choice
     scale: float
-    group: int
-    """Query heads per key/value head."""
+    plan: Plan
+    key_padding: Tensor | None = None
+    """`[B, N]` by position, True for real tokens."""
+    dropout: Seed | None = None
 
-    def forward(self, tiles: Tiles, query: Tensor, rows: KeyValue) -> TileOutput:
+    def keys(self, step: Step, rows: KeyValue) -> Keys:
+        """The rows at hand in a step."""
+        if self.key_padding is None:
+            return Keys(rows, step, None)
+        heads = rows.key.shape[2]
+        seen = self.key_padding[:, step.key_positions.on(rows.key.device)]
+        return Keys(rows, step, seen[:, :, None, None].expand(-1, -1, heads, -1))
+
+    def launches(self, tiles: Tiles, query: Tensor, keys: Keys) -> Iterator[Tiles]:
+        """The tiles in parts that gather no more than a bounded number of elements."""
+        elements = 0
+        if isinstance(tiles.key, Indexed) or isinstance(tiles.query, Indexed):
+            width = keys.rows.key.shape[-1] + keys.rows.value.shape[-1]
+            elements += max(tiles.key_length, tiles.query_length) * len(tiles.key_heads) * width
+        if tiles.seen is not None:
+            elements += tiles.query_length * tiles.key_length
+        most = _ELEMENTS_AT_ONCE // max(1, elements * query.shape[0])
+        yield from tiles.chunks(max(1, most) if elements else tiles.count)
+
+    def forward(self, tiles: Tiles, query: Tensor, keys: Keys) -> TileOutput:
         """One batch of tiles: out and lse."""
         backend = self.choice.backend(tiles.mask)
-        at_query, at_key = query_rows(tiles, self.group), key_rows(tiles)
+        at_query, at_key = query_rows(tiles), key_rows(tiles)
         q, k, v = _fitting(
             backend,
             at_query.tile_batch(query),
-            at_key.tile_batch(rows.key),
-            at_key.tile_batch(rows.value),
+            at_key.tile_batch(keys.rows.key),
+            at_key.tile_batch(keys.rows.value),
         )
-        mask = _mask(tiles, query, self.group)
-        result = backend.forward(q, k, v, mask=mask, scale=self.scale)
+        options = self._options(tiles, query, keys)
+        result = backend.forward(q, k, v, **options)
         batch, length, heads, _ = q.shape
         wide = accumulation_dtype(q.dtype)
         _check(backend, "out", result.out, (batch, length, heads, v.shape[-1]), q.dtype)
         _check(backend, "lse", result.lse, (batch, heads, length), wide)
         return result
 
-    def backward(self, tiles: Tiles, saved: Saved, rows: KeyValue) -> Grads:
+    def backward(self, tiles: Tiles, saved: Saved, keys: Keys) -> Grads:
         """One batch of tiles: its share of the gradients, given the final out and lse."""
         backend = self.choice.backend(tiles.mask)
-        at_query, at_key = query_rows(tiles, self.group), key_rows(tiles)
+        at_query, at_key = query_rows(tiles), key_rows(tiles)
         lse = at_query.tile_batch(saved.lse.transpose(1, 2).unsqueeze(-1))
         grad_out, q, k, v, out = _fitting(
             backend,
             at_query.tile_batch(saved.grad_out),
             at_query.tile_batch(saved.query),
-            at_key.tile_batch(rows.key),
-            at_key.tile_batch(rows.value),
+            at_key.tile_batch(keys.rows.key),
+            at_key.tile_batch(keys.rows.value),
             at_query.tile_batch(saved.out),
         )
         grads = backend.backward(
@@ -77,12 +127,43 @@ class Kernels:
             v,
             out,
             lse.squeeze(-1).transpose(1, 2).contiguous(),
-            mask=_mask(tiles, saved.query, self.group),
-            scale=self.scale,
+            **self._options(tiles, saved.query, keys),
         )
         for name, grad, x in zip(Grads._fields, grads, (q, k, v), strict=True):
             _check(backend, f"gradient of {name}", grad, tuple(x.shape), x.dtype)
         return grads
+
+    def _options(self, tiles: Tiles, query: Tensor, keys: Keys) -> dict[str, Any]:
+        options: dict[str, Any] = {"mask": _mask(tiles, query, keys), "scale": self.scale}
+        if self.dropout is not None:
+            options["dropout"] = self._dropout(self.dropout, tiles, query, keys)
+        return options
+
+    def _dropout(self, seed: Seed, tiles: Tiles, query: Tensor, keys: Keys) -> Dropout:
+        batch, device = query.shape[0], query.device
+        at_query, at_key = query_rows(tiles), key_rows(tiles)
+        first = torch.tensor(tiles.query_heads, device=device).unsqueeze(-1)
+        of_keys = _by_head(at_key, keys.positions()).repeat_interleave(tiles.group, dim=1)
+        of_queries = _by_head(at_query, _per_head(self.plan.query_positions, query))
+        return Dropout(
+            p=seed.p,
+            seed=seed.seed,
+            batch=torch.arange(batch, device=device).repeat_interleave(tiles.count),
+            heads=(first + torch.arange(tiles.group, device=device)).flatten(),
+            query_positions=of_queries.repeat(batch, 1, 1),
+            key_positions=of_keys.repeat(batch, 1, 1),
+        )
+
+
+def _per_head(positions: Indexed, like: Tensor) -> Tensor:
+    """Positions `[rows]` as `[1, rows, heads, 1]` for the heads of `like`."""
+    rows = positions.on(like.device)[None, :, None, None]
+    return rows.expand(-1, -1, like.shape[2], -1)
+
+
+def _by_head(selection: Selection, x: Tensor) -> Tensor:
+    """Selected entries of `x` `[B, N, H, 1]` as `[B * T, heads, L]`."""
+    return selection.tile_batch(x).squeeze(-1).transpose(1, 2)
 
 
 def _fitting(backend: AttentionBackend, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -105,10 +186,19 @@ def _check(
         )
 
 
-def _mask(tiles: Tiles, query: Tensor, group: int) -> Mask:
-    if tiles.high is None:
-        return Mask(tiles.mask)
-    # [T, K, L] -> [B * T, K * G, L]
-    high = tiles.high.on(query.device).repeat_interleave(group, dim=1)
-    high = high.repeat(query.shape[0], 1, 1)
-    return Mask(MaskCase.INTERVAL, torch.zeros_like(high), high)
+def _mask(tiles: Tiles, query: Tensor, keys: Keys) -> Mask:
+    batch, device = query.shape[0], query.device
+    low, high = (
+        # [T, K or 1, L] -> [B * T, K * G or 1, L]
+        None if bound is None else _spread(bound.on(device), tiles.group).repeat(batch, 1, 1)
+        for bound in (tiles.low, tiles.high)
+    )
+    seen = None
+    if tiles.seen is not None:
+        seen = tiles.seen.on(device).unsqueeze(1).repeat(batch, 1, 1, 1)
+    key_seen = None if keys.seen is None else _by_head(key_rows(tiles), keys.seen)
+    return Mask(tiles.mask, low, high, seen, key_seen)
+
+
+def _spread(bound: Tensor, group: int) -> Tensor:
+    return bound if bound.shape[1] == 1 else bound.repeat_interleave(group, dim=1)

@@ -106,3 +106,10 @@ class Accumulator:
         merge_(merged, merged_lse, rows.split(out, batch), piece_lse)
         rows.settle(self.out.tensor, merged)
         rows.settle(lse_BNH1, merged_lse)
+
+    def put_sink(self, logits: Tensor) -> None:
+        """Takes keys of value 0 into each row's normaliser: their logits `[H, N]` or `[H, 1]`."""
+        total = torch.logaddexp(self.lse, logits)
+        share = torch.exp(self.lse - torch.where(total == -torch.inf, 0.0, total))
+        self.out.tensor.mul_(share.transpose(1, 2).unsqueeze(-1))
+        self.lse = total

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from ringspan.contracts.documents import Documents
 from ringspan.contracts.pattern import Pattern
 from ringspan.plan.layout import Layout
+from ringspan.plan.queries import QueryPositions
 from ringspan.plan.schedule import make_plan
 from ringspan.plan.steps import Plan
 
@@ -13,6 +15,24 @@ __all__ = ["cached_plan"]
 
 
 @lru_cache(maxsize=128)
-def cached_plan(pattern: Pattern, causal: bool, kv_heads: int, layout: Layout, rank: int) -> Plan:
+def cached_plan(
+    pattern: Pattern,
+    causal: bool,
+    heads: int,
+    kv_heads: int,
+    layout: Layout,
+    rank: int,
+    documents: Documents | None = None,
+    queries: QueryPositions | None = None,
+) -> Plan:
     """`make_plan`, cached: a training step plans once per shape, not once per layer."""
-    return make_plan(pattern, causal=causal, kv_heads=kv_heads, layout=layout, rank=rank)
+    return make_plan(
+        pattern,
+        causal=causal,
+        heads=heads,
+        kv_heads=kv_heads,
+        layout=layout,
+        rank=rank,
+        documents=documents,
+        queries=queries,
+    )

@@ -1,7 +1,7 @@
 """The rows of a batch of tiles inside a larger tensor: a view where they are affine, else a gather.
 
-Letters of shapes: B batch, T tiles, L rows of a tile, K key/value heads, G query heads per
-key/value head, D head dim.
+Letters of shapes: B batch, T tiles, L rows of a tile, K groups of heads, G heads of a group (one,
+in keys), D head dim.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ class Selection:
 
     rows: Rows
     heads: tuple[int, ...]
+    """Each the first of `group` heads in a row."""
     tiles: int
     length: int
-    group: int
+    group: int = 1
+    overlap: bool = False
+    """Whether a row may occur in several tiles."""
 
     def view(self, x_BNHD: Tensor) -> Tensor:
         """The rows: a view of `x` where they are affine, else a copy."""
@@ -50,7 +53,8 @@ class Selection:
             and (rows.step == 1 or self.length == 1)
             and (rows.tile_step == self.length or self.tiles == 1)
             and self.tiles * self.length == tokens
-            and self.heads == tuple(range(heads // self.group))
+            and self.heads == tuple(range(0, heads, self.group))
+            and not self.overlap
         )
 
     def split(self, tiles: Tensor, batch: int) -> Tensor:
@@ -67,11 +71,30 @@ class Selection:
             x_BNHD[self._index(x_BNHD, self.rows)] = piece.to(x_BNHD.dtype)
 
     def add(self, x_BNHD: Tensor, piece: Tensor) -> None:
-        """`x[rows] += piece`, in place. No row occurs twice in a selection."""
+        """`x[rows] += piece`, in place."""
+        if self.overlap:
+            self._add_overlapping(x_BNHD, piece)
+            return
         view = self.view(x_BNHD)
         for total, part in in_cache(view, piece):
             total += part
         self.settle(x_BNHD, view)
+
+    def _add_overlapping(self, x_BNHD: Tensor, piece: Tensor) -> None:
+        if isinstance(self.rows, Affine):
+            # Tiles so far apart have no rows in common.
+            reach = (self.length - 1) * self.rows.step + 1
+            apart = self.tiles if not self.rows.tile_step else -(-reach // self.rows.tile_step)
+            view = self._strided(x_BNHD, self.rows)
+            for first in range(min(apart, self.tiles)):
+                view[:, first::apart] += piece[:, first::apart]
+            return
+        _, rows, heads = self._index(x_BNHD, self.rows)
+        flat = (rows * x_BNHD.shape[2] + heads).flatten()
+        # As rows times heads one dimension is left to add along: x is contiguous.
+        x_BNHD.flatten(1, 2).index_add_(
+            1, flat, piece.reshape(len(x_BNHD), len(flat), -1).to(x_BNHD.dtype)
+        )
 
     def settle(self, x_BNHD: Tensor, changed: Tensor) -> None:
         """After `changed = view(x)` was changed in place: writes it back where it was a copy."""
@@ -80,7 +103,7 @@ class Selection:
 
     def _strided(self, x: Tensor, rows: Affine) -> Tensor:
         batch, row, head, last = x.stride()
-        between = (self.heads[1] - self.heads[0]) * self.group if len(self.heads) > 1 else 0
+        between = self.heads[1] - self.heads[0] if len(self.heads) > 1 else 0
         return x.as_strided(
             (x.shape[0], self.tiles, self.length, len(self.heads), self.group, x.shape[3]),
             (
@@ -91,24 +114,26 @@ class Selection:
                 head,
                 last,
             ),
-            x.storage_offset() + rows.start * row + self.heads[0] * self.group * head,
+            x.storage_offset() + rows.start * row + self.heads[0] * head,
         )
 
     def _index(self, x: Tensor, rows: Indexed) -> tuple[slice, Tensor, Tensor]:
         """Everything of the batch; rows `[T, L, K, 1]`; heads `[K, G]`."""
-        first = torch.tensor(self.heads, device=x.device).unsqueeze(-1) * self.group
+        first = torch.tensor(self.heads, device=x.device).unsqueeze(-1)
         heads = first + torch.arange(self.group, device=x.device)
         return slice(None), rows.on(x.device).transpose(1, 2).unsqueeze(-1), heads
 
 
-def query_rows(tiles: Tiles, group: int) -> Selection:
-    """The query rows of `tiles`, for tensors with `group` heads per key/value head."""
-    return Selection(tiles.query, tiles.query_heads, tiles.count, tiles.query_length, group)
+def query_rows(tiles: Tiles) -> Selection:
+    """The query rows of `tiles`."""
+    return Selection(tiles.query, tiles.query_heads, tiles.count, tiles.query_length, tiles.group)
 
 
 def key_rows(tiles: Tiles) -> Selection:
     """The key rows of `tiles`."""
-    return Selection(tiles.key, tiles.key_heads, tiles.count, tiles.key_length, 1)
+    return Selection(
+        tiles.key, tiles.key_heads, tiles.count, tiles.key_length, overlap=tiles.keys_overlap
+    )
 
 
 def in_cache(*pieces: Tensor) -> Iterator[tuple[Tensor, ...]]:

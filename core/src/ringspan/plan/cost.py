@@ -27,7 +27,6 @@ def cost_of(
     plan: Plan,
     *,
     batch: int,
-    group_size: int,
     head_dim: int,
     value_head_dim: int,
     itemsize: int,
@@ -36,37 +35,34 @@ def cost_of(
     """The cost of `plan` for tensors of these sizes."""
     both = head_dim + value_head_dim
     return Cost(
-        flops=2 * batch * group_size * plan.area * both,
+        flops=2 * batch * plan.area * both,
         bytes_received=batch * plan.rows_received * both * itemsize,
         bytes_sent=batch * plan.rows_sent * both * itemsize,
-        memory=batch * _memory(plan, group_size, head_dim, value_head_dim, itemsize, backward),
+        memory=batch * _memory(plan, head_dim, value_head_dim, itemsize, backward),
     )
 
 
-def _memory(
-    plan: Plan, group_size: int, head_dim: int, value_head_dim: int, itemsize: int, backward: bool
-) -> int:
+def _memory(plan: Plan, head_dim: int, value_head_dim: int, itemsize: int, backward: bool) -> int:
     both = head_dim + value_head_dim
     wide = max(itemsize, 4)
-    heads = plan.kv_heads * group_size
-    query_rows, key_rows = plan.rows * heads, plan.rows * plan.kv_heads
+    query_rows, key_rows = plan.rows * plan.heads, plan.key_rows * plan.kv_heads
     out = query_rows * value_head_dim * (itemsize if plan.one_piece else itemsize + wide)
     lse = query_rows * wide
     travelling = 2 * max((step.receive + len(step.send) for step in plan.steps), default=0) * both
     largest_query, largest_key = _largest_piece(plan)
-    piece = largest_query * group_size * (value_head_dim * itemsize + wide)
+    piece = largest_query * (value_head_dim * itemsize + wide)
     forward = out + lse + piece + travelling * itemsize
     if not backward:
         return forward
     saved = query_rows * value_head_dim * itemsize + lse
     grads = (query_rows * head_dim + key_rows * both) * wide
-    grad_piece = (largest_query * group_size * head_dim + largest_key * both) * itemsize
+    grad_piece = (largest_query * head_dim + largest_key * both) * itemsize
     return max(forward, saved + lse + grads + grad_piece + travelling * (itemsize + wide))
 
 
 def _largest_piece(plan: Plan) -> tuple[int, int]:
-    """Query and key rows, times key/value heads, of the largest launch."""
+    """Query and key rows, times their heads, of the largest launch."""
     launches = [tiles for step in plan.steps for tiles in step.tiles]
-    query = [t.count * t.query_length * len(t.query_heads) for t in launches]
+    query = [t.count * t.query_length * len(t.query_heads) * t.group for t in launches]
     key = [t.count * t.key_length * len(t.key_heads) for t in launches]
     return max(query, default=0), max(key, default=0)

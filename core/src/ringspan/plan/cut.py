@@ -1,161 +1,114 @@
-"""Cuts sets of tokens by the ranks that hold them, and lets two ranks' parts meet."""
+"""Cuts the parts of a pattern by the ranks that hold them, and lets two ranks' pieces meet."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.pattern import Cliques
+from ringspan.contracts.pattern import Blocks, Cliques, Listed, Part, Windows
+from ringspan.plan.cells import Batch, Cells
+from ringspan.plan.holdings import Holdings, counted
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["Batch", "Cut"]
+__all__ = ["Cut", "cut"]
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Tiles of equal lengths and one mask case, in positions."""
-
-    heads: tuple[int, ...]
-    query: Ints
-    """`[T, Lq]`"""
-    key: Ints
-    """`[T, Lk]`"""
-    mask: MaskCase
-    high: Ints | None
-    """`[T, Lq]` for `INTERVAL`: how many leading keys each query sees."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Spans:
-    """Per tile, a run of `rows`: `rows[start : start + length]`."""
-
-    start: Ints
-    length: Ints
-
-    def __getitem__(self, keep: npt.NDArray[np.bool_]) -> _Spans:
-        return _Spans(self.start[keep], self.length[keep])
-
-    def flat(self) -> Ints:
-        """The indices of all runs, one after the other."""
-        ends = np.cumsum(self.length)
-        shift = np.repeat(self.start - (ends - self.length), self.length)
-        flat: Ints = np.arange(len(shift)) + shift
-        return flat
+_FEWEST_ROWS, _MOST_ROWS = 64, 1024
+"""Query rows of a window's tile: about half as many as a query sees, within these bounds."""
 
 
 class Cut:
-    """The sets of one `Cliques`, each cut into the parts that the ranks hold."""
+    """One part, cut into the pieces that the ranks hold."""
 
-    def __init__(self, cliques: Cliques, owner: Ints, world_size: int) -> None:
-        tiles = len(cliques.bounds) - 1
-        self.heads = cliques.heads
-        self.rows = cliques.rows
-        if world_size == 1:
-            self._bounds = cliques.bounds[:, None]
-            self._starts, self._ends = self._bounds[:-1], self._bounds[1:]
-            return
-        part = np.repeat(np.arange(tiles) * world_size, np.diff(cliques.bounds))
-        part = part + owner[cliques.rows]
-        if (np.diff(part) < 0).any():
-            # Stable, so that rows stay in order of position within a part.
-            by_part = np.argsort(part, kind="stable")
-            self.rows, part = cliques.rows[by_part], part[by_part]
-        edges = np.searchsorted(part, np.arange(tiles * world_size + 1))
-        self._starts = edges[:-1].reshape(tiles, world_size)
-        self._ends = edges[1:].reshape(tiles, world_size)
-
-    def _held(self, rank: int) -> _Spans:
-        return _Spans(self._starts[:, rank], self._ends[:, rank] - self._starts[:, rank])
+    def __init__(self, queries: Holdings, keys: Holdings) -> None:
+        self._queries, self._keys = queries, keys
 
     def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
-        """Batches of tiles between the queries of one rank and the keys of another.
+        """Batches of tiles between the queries of one rank and the keys of another."""
+        raise NotImplementedError
 
-        Rows that see nothing, and keys that nobody sees, are trimmed away.
-        """
-        query, key = self._held(query_rank), self._held(key_rank)
-        keep = (query.length > 0) & (key.length > 0)
-        query, key = query[keep], key[keep]
+
+class _CliquesCut(Cut):
+    def __init__(self, part: Cliques, queries: Holdings, keys: Holdings) -> None:
+        super().__init__(queries, keys)
+        self._sets = part.sets.listed().ascending()
+
+    def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
+        query, _ = self._queries.held(self._sets, query_rank)
+        key, _ = self._keys.held(self._sets, key_rank)
+        cells = Cells(query, key)
         if not causal:
-            yield from self._batches(query, key, MaskCase.FULL)
-        elif query_rank == key_rank:
-            yield from self._batches(query, key, MaskCase.CAUSAL)
+            yield from cells.batches()
+        elif query_rank == key_rank and self._queries is self._keys:
+            for batch in cells.batches():
+                yield Batch(batch.query, batch.key, MaskCase.CAUSAL)
         else:
-            yield from self._causal_batches(query, key)
+            yield from cells.causal().batches()
 
-    def _causal_batches(self, query: _Spans, key: _Spans) -> Iterator[Batch]:
-        if not len(query.start):
-            return
-        first_query = self.rows[query.start]
-        last_query = self.rows[query.start + query.length - 1]
-        first_key = self.rows[key.start]
-        last_key = self.rows[key.start + key.length - 1]
-        full = last_key < first_query
-        yield from self._batches(query[full], key[full], MaskCase.FULL)
-        mixed = ~full & (first_key < last_query)
-        yield from self._mixed_batches(query[mixed], key[mixed])
 
-    def _mixed_batches(self, query: _Spans, key: _Spans) -> Iterator[Batch]:
-        """Tiles whose causal border is a staircase."""
-        if not len(query.start):
-            return
-        high = self._visible(query, key)
-        bounds = np.concatenate([[0], np.cumsum(query.length)])
-        blind = np.add.reduceat(high == 0, bounds[:-1])
-        last = high[bounds[1:] - 1]
-        seeing = bounds[:-1] + blind
-        query = _Spans(query.start + blind, query.length - blind)
-        key = _Spans(key.start, last)
-        full = high[seeing] == last
-        yield from self._batches(query[full], key[full], MaskCase.FULL)
-        stairs = ~full
-        yield from self._batches(
-            query[stairs], key[stairs], MaskCase.INTERVAL, high, seeing[stairs]
-        )
+class _WindowsCut(Cut):
+    def __init__(self, part: Windows, queries: Holdings, keys: Holdings) -> None:
+        super().__init__(queries, keys)
+        self._sets = part.sets.listed()
+        self._low, self._high = part.low, part.high
+        self._ascends = self._sets.ascending() is self._sets
+        width = int((part.high - part.low).max(initial=1))
+        self._rows = 1 << int(np.clip(width // 2, _FEWEST_ROWS, _MOST_ROWS) - 1).bit_length()
 
-    def _visible(self, query: _Spans, key: _Spans) -> Ints:
-        """For each query row, how many keys of its tile have no later position."""
-        tiles = np.arange(len(query.start))
-        beyond = int(self.rows.max()) + 1
-        keys = self.rows[key.flat()] + np.repeat(tiles, key.length) * beyond
-        queries = self.rows[query.flat()] + np.repeat(tiles, query.length) * beyond
-        before = np.cumsum(key.length) - key.length
-        return np.searchsorted(keys, queries, side="right") - np.repeat(before, query.length)
+    def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
+        query, mine = self._queries.held(self._sets, query_rank)
+        key, theirs = self._keys.held(self._sets, key_rank)
+        low, high = self._low, self._high
+        if theirs is not None:
+            before = counted(theirs)
+            start = np.repeat(self._sets.bounds[:-1], np.diff(self._sets.bounds))
+            low, high = (before[start + bound] - before[start] for bound in (low, high))
+        if mine is not None:
+            low, high = low[mine], high[mine]
+        cells = Cells(query, key, low, high)
+        if causal:
+            cells = cells.causal() if self._ascends else cells.causal_in_any_order()
+        yield from cells.batches(self._rows)
 
-    def _batches(
-        self,
-        query: _Spans,
-        key: _Spans,
-        case: MaskCase,
-        high: Ints | None = None,
-        high_start: Ints | None = None,
-    ) -> Iterator[Batch]:
-        """Groups tiles of equal lengths."""
-        if not len(query.start):
-            return
-        lengths, which = np.unique(
-            np.stack([query.length, key.length], axis=-1), axis=0, return_inverse=True
-        )
-        for group, (query_length, key_length) in enumerate(lengths.tolist()):
-            chosen = which.reshape(-1) == group
-            steps = np.arange(query_length)
-            visible = None
-            group_case = case
-            if high is not None and high_start is not None:
-                visible = high[high_start[chosen, None] + steps]
-                if query_length == key_length and (visible == steps + 1).all():
-                    group_case, visible = MaskCase.CAUSAL, None
-            yield Batch(
-                self.heads,
-                self.rows[query.start[chosen, None] + steps],
-                self.rows[key.start[chosen, None] + np.arange(key_length)],
-                group_case,
-                visible,
-            )
+
+class _BlocksCut(Cut):
+    def __init__(self, part: Blocks, queries: Holdings, keys: Holdings) -> None:
+        super().__init__(queries, keys)
+        sets = part.sets.listed()
+        self._query = sets.ascending()
+        self._key = _keys_of(sets, part.indptr, part.indices).ascending()
+        self._seen = part.seen
+
+    def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
+        query, _ = self._queries.held(self._query, query_rank)
+        key, _ = self._keys.held(self._key, key_rank)
+        cells = Cells(query, key, seen=self._seen)
+        yield from (cells.causal() if causal else cells).batches()
+
+
+def _keys_of(sets: Listed, indptr: Ints, indices: Ints) -> Listed:
+    """For each block, the tokens of all blocks that it sees."""
+    lengths = np.diff(sets.bounds)[indices]
+    ends = counted_lengths(lengths)
+    at = np.arange(ends[-1]) + np.repeat(sets.bounds[indices] - ends[:-1], lengths)
+    return Listed(sets.rows[at], ends[indptr])
+
+
+def counted_lengths(lengths: Ints) -> Ints:
+    """Where runs of these lengths begin, one after the other, and where the last one ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def cut(part: Part, queries: Holdings, keys: Holdings) -> Cut:
+    """`part` between these holders of queries and of keys."""
+    if isinstance(part, Cliques):
+        return _CliquesCut(part, queries, keys)
+    if isinstance(part, Windows):
+        return _WindowsCut(part, queries, keys)
+    return _BlocksCut(part, queries, keys)

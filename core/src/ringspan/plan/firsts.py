@@ -1,100 +1,120 @@
-"""Which work is the first to touch its rows, and may write where later work must merge."""
+"""Which work is the first to touch its rows, and may write where later work must merge.
+
+Within one part of a pattern no query row of a head occurs twice, and in a part made of sets no
+key row does; so a head that only one part has touched has been touched once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ringspan.contracts.work import Affine, Rows, Tiles
-from ringspan.plan.steps import Step
+from ringspan.contracts.work import Ragged, Tiles, Work
+from ringspan.plan.tiling import Joined
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-__all__ = ["mark_first"]
+__all__ = ["Firsts", "mark_first"]
 
 
+@dataclass(frozen=True, slots=True)
+class Firsts:
+    """What `mark_first` found out about all work together."""
+
+    one_piece: bool
+    key_one_piece: bool
+    forward_covered: bool
+    backward_covered: bool
+    key_covered: bool
+
+
+@dataclass
 class _Touches:
-    """Counts the work on each row of each head, in plan order."""
+    """Which parts have touched each head, and how many rows were first written."""
 
-    def __init__(self, kv_heads: int, rows: int) -> None:
-        self._counts = np.zeros((kv_heads, rows), dtype=np.int32)
-        self._firsts = 0
+    heads: int
+    rows: int
+    parts: defaultdict[int, set[Hashable]] = field(default_factory=lambda: defaultdict(set))
+    written: int = 0
 
-    def add(self, rows: Rows, heads: Sequence[int], tiles: int, length: int) -> bool:
-        """Whether none of these rows was touched before."""
-        if isinstance(rows, Affine):
-            counts = self._view(rows, heads, tiles, length)
-            first = not counts.any()
-            counts += 1
-        else:
-            at = (np.asarray(heads)[:, None], rows.rows)
-            first = not self._counts[at].any()
-            self._counts[at] += 1
-        self._firsts += tiles * len(heads) * length if first else 0
+    def add(self, heads: Sequence[int], parts: Sequence[Hashable], rows: int) -> bool:
+        """Whether work on so many rows of each head is the first on all of them."""
+        first = True
+        for head, part in zip(heads, parts, strict=True):
+            first = first and self.parts[head] <= {part}
+            self.parts[head].add(part)
+        self.written += rows * len(heads) if first else 0
         return first
-
-    def _view(
-        self, rows: Affine, heads: Sequence[int], tiles: int, length: int
-    ) -> npt.NDArray[np.int32]:
-        head_bytes, row_bytes = self._counts.strides
-        between = heads[1] - heads[0] if len(heads) > 1 else 0
-        return np.lib.stride_tricks.as_strided(
-            self._counts[heads[0], rows.start :],
-            (tiles, len(heads), length),
-            (
-                rows.tile_step * row_bytes,
-                between * head_bytes + rows.head_step * row_bytes,
-                rows.step * row_bytes,
-            ),
-        )
 
     @property
     def one_piece(self) -> bool:
-        return not (self._counts > 1).any()
+        return all(len(parts) <= 1 for parts in self.parts.values())
 
     @property
     def covered(self) -> bool:
-        return self._firsts == self._counts.size
+        return self.written == self.heads * self.rows
 
 
 def mark_first(
-    steps: tuple[Step, ...], rows: int, kv_heads: int
-) -> tuple[tuple[Step, ...], dict[str, bool]]:
+    steps: Sequence[Sequence[Joined]], *, heads: int, rows: int, kv_heads: int, key_rows: int
+) -> tuple[list[tuple[Work, ...]], Firsts]:
     """Marks work that no earlier work overlaps, which may write instead of merge.
 
     The local step is computed first in the forward pass and last in the backward pass.
     Gradients of keys are written only where nothing arrives from other ranks.
     """
-    forward, backward, key = (_Touches(kv_heads, rows) for _ in range(3))
+    forward, backward = _Touches(heads, rows), _Touches(heads, rows)
+    key = _Touches(kv_heads, key_rows)
     alone = len(steps) == 1
+    order = (*range(1, len(steps)), 0)
     backward_first = {
-        id(tiles): backward.add(tiles.query, tiles.query_heads, tiles.count, tiles.query_length)
-        for step in (*steps[1:], *steps[:1])
-        for tiles in step.tiles
+        id(joined): _touch_queries(backward, joined, step)
+        for step in order
+        for joined in steps[step]
     }
-
-    def marked(tiles: Tiles) -> Tiles:
-        return dataclasses.replace(
-            tiles,
-            forward_first=forward.add(
-                tiles.query, tiles.query_heads, tiles.count, tiles.query_length
-            ),
-            backward_first=backward_first[id(tiles)],
-            key_first=alone and key.add(tiles.key, tiles.key_heads, tiles.count, tiles.key_length),
+    marked = [
+        tuple(
+            dataclasses.replace(
+                joined.work,
+                forward_first=_touch_queries(forward, joined, step),
+                backward_first=backward_first[id(joined)],
+                key_first=alone and _touch_keys(key, joined),
+            )
+            for joined in joins
         )
-
-    steps = tuple(
-        dataclasses.replace(step, tiles=tuple(marked(tiles) for tiles in step.tiles))
-        for step in steps
+        for step, joins in enumerate(steps)
+    ]
+    return marked, Firsts(
+        one_piece=forward.one_piece,
+        key_one_piece=alone and key.one_piece,
+        forward_covered=forward.covered,
+        backward_covered=backward.covered,
+        key_covered=alone and key.covered,
     )
-    return steps, {
-        "one_piece": forward.one_piece,
-        "key_one_piece": alone and key.one_piece,
-        "forward_covered": forward.covered,
-        "backward_covered": backward.covered,
-        "key_covered": alone and key.covered,
-    }
+
+
+def _touch_queries(touches: _Touches, joined: Joined, step: int) -> bool:
+    work = joined.work
+    heads = [head + member for head in work.query_heads for member in range(work.group)]
+    parts = [(step, part) for part in joined.parts for _ in range(work.group)]
+    return touches.add(heads, parts, _rows(work, "query"))
+
+
+def _touch_keys(touches: _Touches, joined: Joined) -> bool:
+    work = joined.work
+    # Query heads that share a key/value head but not a launch touch its rows twice.
+    apart = [head if work.group == 1 else -1 for head in work.query_heads]
+    parts: Iterable[Hashable] = zip(joined.parts, apart, strict=True)
+    if isinstance(work, Tiles) and work.keys_overlap:
+        parts = [object() for _ in joined.parts]
+    return touches.add(work.key_heads, list(parts), _rows(work, "key")) and not (
+        isinstance(work, Tiles) and work.keys_overlap
+    )
+
+
+def _rows(work: Work, side: str) -> int:
+    """Rows of each head."""
+    length = getattr(work, f"{side}_length")
+    return int(np.sum(length)) if isinstance(work, Ragged) else work.count * length

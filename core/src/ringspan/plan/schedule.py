@@ -2,129 +2,170 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.pattern import Domain, Pattern
+from ringspan.contracts.pattern import Blocks, Cliques, Domain, Part, Pattern, Windows
 from ringspan.contracts.work import Indexed
-from ringspan.plan.cut import Batch, Cut
+from ringspan.patterns.dense import Dense
+from ringspan.plan.cross import cross_work
 from ringspan.plan.firsts import mark_first
+from ringspan.plan.holdings import Holdings
+from ringspan.plan.meetings import Meeting, Meetings
 from ringspan.plan.orders import order
-from ringspan.plan.steps import Parcel, Plan, Step
-from ringspan.plan.tiling import Unit, join_heads
+from ringspan.plan.steps import Plan
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from ringspan.contracts.documents import Documents
     from ringspan.plan.layout import Layout
+    from ringspan.plan.queries import QueryPositions
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["make_plan"]
+__all__ = ["domain_of", "make_plan", "parts_of"]
 
 
-def make_plan(pattern: Pattern, *, causal: bool, kv_heads: int, layout: Layout, rank: int) -> Plan:
-    """The part of `rank` in attention with `pattern` over `layout`. Pure and deterministic."""
-    domain = Domain(layout.tokens, kv_heads, order)
-    holdings = _Holdings(layout)
-    cuts = [Cut(cliques, holdings.owner, layout.world_size) for cliques in pattern.cliques(domain)]
-    meetings = _Meetings(cuts, holdings, kv_heads, causal)
-    steps = tuple(
-        _step(meetings, index, rank, layout.world_size) for index in range(layout.world_size)
+def domain_of(
+    layout: Layout, *, heads: int, kv_heads: int, documents: Documents | None, causal: bool
+) -> Domain:
+    """What a pattern is laid over in a call."""
+    return Domain(layout.tokens, heads, kv_heads, order, documents, causal)
+
+
+def make_plan(
+    pattern: Pattern,
+    *,
+    causal: bool,
+    kv_heads: int,
+    layout: Layout,
+    rank: int,
+    heads: int | None = None,
+    documents: Documents | None = None,
+    queries: QueryPositions | None = None,
+) -> Plan:
+    """The part of `rank` in attention with `pattern` over `layout`. Pure and deterministic.
+
+    `heads` counts query heads, by default as many as `kv_heads`; `queries`, on one rank only,
+    are those of a call whose queries are not the tokens of the keys.
+    """
+    heads = kv_heads if heads is None else heads
+    domain = domain_of(layout, heads=heads, kv_heads=kv_heads, documents=documents, causal=causal)
+    keys = Holdings.of(layout)
+    if queries is not None and isinstance(pattern, Dense):
+        positions = np.arange(queries.length) if queries.positions is None else queries.positions
+        meeting = Meeting.alone(cross_work(pattern, queries, domain), keys.positions[0])
+        return _finished([meeting], positions, keys.positions[0], None, domain, rank, None)
+    parts = parts_of(pattern, domain)
+    asking = keys
+    if queries is not None and queries.positions is not None:
+        asking = Holdings.some(queries.positions, layout.N)
+    meetings = Meetings(parts, asking, keys, domain)
+    ring = layout.world_size > 1
+    return _finished(
+        [meetings.work(index, rank) for index in range(layout.world_size)],
+        asking.positions[rank],
+        keys.positions[rank],
+        null_keys_of(pattern, domain),
+        domain,
+        rank,
+        _masks_of_any_rank(parts, causal, layout) if ring else None,
     )
-    steps, facts = mark_first(steps, layout.sizes[rank], kv_heads)
+
+
+def _finished(
+    meetings: Sequence[Meeting],
+    query_positions: Ints,
+    key_positions: Ints,
+    null_keys: Ints | None,
+    domain: Domain,
+    rank: int,
+    masks: frozenset[MaskCase] | None,
+) -> Plan:
+    rows, key_rows = len(query_positions), len(key_positions)
+    work, firsts = mark_first(
+        [meeting.joined for meeting in meetings],
+        heads=domain.heads,
+        rows=rows,
+        kv_heads=domain.kv_heads,
+        key_rows=key_rows,
+    )
+    steps = tuple(meeting.finished(done) for meeting, done in zip(meetings, work, strict=True))
+    occurring = frozenset(work.mask for step in steps for work in step.work)
     return Plan(
         rank=rank,
-        world_size=layout.world_size,
-        rows=layout.sizes[rank],
-        kv_heads=kv_heads,
+        world_size=len(meetings),
+        rows=rows,
+        key_rows=key_rows,
+        heads=domain.heads,
+        kv_heads=domain.kv_heads,
+        query_positions=Indexed(query_positions),
+        null_keys=None if null_keys is None else Indexed(null_keys[:, query_positions]),
         steps=steps,
-        masks=_masks(causal, layout),
-        **facts,
+        masks=masks or occurring or frozenset({MaskCase.FULL}),
+        **asdict(firsts),
     )
 
 
-def _masks(causal: bool, layout: Layout) -> frozenset[MaskCase]:
-    if not causal:
-        return frozenset({MaskCase.FULL})
-    if layout.world_size == 1:
-        return frozenset({MaskCase.CAUSAL})
-    if layout.contiguous:
-        return frozenset({MaskCase.FULL, MaskCase.CAUSAL})
-    return frozenset(MaskCase)
+def parts_of(pattern: Pattern, domain: Domain) -> list[tuple[int, Part]]:
+    """The pattern's parts over all documents, with a number each, the largest first.
 
-
-class _Holdings:
-    """For each position: which rank holds it, and in which of its rows."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.sizes = layout.sizes
-        self.owner = np.empty(layout.N, dtype=np.int64)
-        self.row = np.empty(layout.N, dtype=np.int64)
-        self.owner[layout.order] = np.repeat(np.arange(layout.world_size), layout.sizes)
-        starts = np.repeat(np.asarray(layout.bounds[:-1], dtype=np.int64), layout.sizes)
-        self.row[layout.order] = np.arange(layout.N) - starts
-
-
-class _Meetings:
-    """The tiles between any two ranks."""
-
-    def __init__(
-        self, cuts: Sequence[Cut], holdings: _Holdings, kv_heads: int, causal: bool
-    ) -> None:
-        self._cuts, self._holdings = cuts, holdings
-        self._kv_heads, self._causal = kv_heads, causal
-
-    def batches(self, query_rank: int, key_rank: int) -> list[Batch]:
-        return [
-            batch
-            for cut in self._cuts
-            for batch in cut.meet(query_rank, key_rank, causal=self._causal)
+    Parts of one number and head have no tokens in common.
+    """
+    if pattern.documents_at_once:
+        numbered = list(enumerate(pattern.parts(domain)))
+    else:
+        numbered = [
+            (number, part.shifted(starts))
+            for starts, alone in domain.alone()
+            for number, part in enumerate(pattern.parts(alone))
         ]
-
-    def needed(self, batches: Sequence[Batch], key_rank: int) -> npt.NDArray[np.bool_]:
-        """`[Hkv, rows of key_rank]`: which rows some query sees. Shared rows count once."""
-        needed = np.zeros((self._kv_heads, self._holdings.sizes[key_rank]), dtype=np.bool_)
-        for batch in batches:
-            needed[np.asarray(batch.heads)[:, None], self._holdings.row[batch.key.ravel()]] = True
-        return needed
-
-    def units(
-        self, batches: Sequence[Batch], packed: npt.NDArray[np.int64] | None
-    ) -> Iterator[Unit]:
-        """One unit per batch and head; `packed[head, row]` is where a row lies on arrival."""
-        for number, batch in enumerate(batches):
-            query = self._holdings.row[batch.query]
-            key = self._holdings.row[batch.key]
-            for head in batch.heads:
-                if packed is None:
-                    yield Unit(head, query, head, key, batch.mask, batch.high, number)
-                else:
-                    yield Unit(head, query, 0, packed[head][key], batch.mask, batch.high, number)
+    sizes: Counter[int] = Counter()
+    for number, part in numbered:
+        sizes[number] += part.sets.size
+    place = {number: place for place, (number, _) in enumerate(sizes.most_common())}
+    return sorted(((place[number], part) for number, part in numbered), key=lambda item: item[0])
 
 
-def _step(meetings: _Meetings, index: int, rank: int, world_size: int) -> Step:
-    source, target = (rank - index) % world_size, (rank + index) % world_size
-    batches = meetings.batches(rank, source)
-    if index == 0:
-        nothing = np.zeros((0, 0), dtype=np.bool_)
-        return Step(0, rank, rank, _parcel(nothing), 0, join_heads(meetings.units(batches, None)))
-    arriving = meetings.needed(batches, source)
-    packed = (np.cumsum(arriving) - 1).reshape(arriving.shape)
-    leaving = meetings.needed(meetings.batches(target, rank), rank)
-    return Step(
-        index,
-        source,
-        target,
-        _parcel(leaving),
-        int(arriving.sum()),
-        join_heads(meetings.units(batches, packed)),
-    )
+def null_keys_of(pattern: Pattern, domain: Domain) -> Ints | None:
+    """`Pattern.null_keys` over all documents, int64 `[heads, N]`."""
+    if pattern.documents_at_once:
+        return pattern.null_keys(domain)
+    total = None
+    for starts, alone in domain.alone():
+        counts = pattern.null_keys(alone)
+        if counts is not None:
+            total = np.zeros((domain.heads, domain.N), np.int64) if total is None else total
+            total[:, starts[:, None] + np.arange(alone.N)] = counts[:, None, :]
+    return total
 
 
-def _parcel(needed: npt.NDArray[np.bool_]) -> Parcel:
-    heads, rows = np.nonzero(needed)
-    return Parcel(Indexed(rows), Indexed(heads))
+def _masks_of_any_rank(
+    parts: Sequence[tuple[int, Part]], causal: bool, layout: Layout
+) -> frozenset[MaskCase]:
+    """Every case that some rank of a ring could meet, so that all ranks choose alike."""
+    masks = {MaskCase.FULL}
+    if causal:
+        masks |= {MaskCase.CAUSAL}
+        if not layout.contiguous or any(not isinstance(part, Cliques) for _, part in parts):
+            masks |= {MaskCase.INTERVAL}
+    if any(isinstance(part, Windows) for _, part in parts):
+        masks |= {MaskCase.CAUSAL, MaskCase.INTERVAL}
+    if any(_needs_bitmaps(part, causal) for _, part in parts):
+        masks |= {MaskCase.BITMAP}
+    return frozenset(masks)
+
+
+def _needs_bitmaps(part: Part, causal: bool) -> bool:
+    if isinstance(part, Blocks):
+        return part.seen is not None
+    if isinstance(part, Windows) and causal:
+        listed = part.sets.listed()
+        return listed.ascending() is not listed
+    return False

@@ -1,11 +1,12 @@
-"""A plan as data: one rank's steps, the rows that travel and the tiles to compute."""
+"""A plan as data: one rank's steps, the rows that travel and the work to do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.work import Indexed, Tiles
+from ringspan.contracts.work import Indexed, Tiles, Work
 
 __all__ = ["Parcel", "Plan", "Step"]
 
@@ -31,8 +32,15 @@ class Step:
     send: Parcel
     """This rank's rows that `target` needs."""
     receive: int
-    """How many rows come from `source`; the tiles' key rows count them in order of arrival."""
-    tiles: tuple[Tiles, ...]
+    """How many rows come from `source`; the work's key rows count them in order of arrival."""
+    key_positions: Indexed
+    """The position of each key row at hand: this rank's own, or those that arrive."""
+    work: tuple[Work, ...]
+
+    @property
+    def tiles(self) -> Iterator[Tiles]:
+        """The work as batches of equal tiles."""
+        return (tiles for work in self.work for tiles in work.tiles)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,8 +50,15 @@ class Plan:
     rank: int
     world_size: int
     rows: int
-    """Tokens this rank holds."""
+    """Queries this rank holds."""
+    key_rows: int
+    """Keys this rank holds."""
+    heads: int
     kv_heads: int
+    query_positions: Indexed
+    """The position of each query row of this rank."""
+    null_keys: Indexed | None
+    """`[heads, rows]`: how many keys of score 0 and value 0 each query also sees."""
     steps: tuple[Step, ...]
     """In the order of the forward pass: this rank's own keys first."""
     masks: frozenset[MaskCase]
@@ -74,5 +89,5 @@ class Plan:
 
     @property
     def area(self) -> int:
-        """Query-key pairs over all steps and key/value heads."""
-        return sum(tiles.area for step in self.steps for tiles in step.tiles)
+        """Query-key pairs over all steps and query heads."""
+        return sum(work.area for step in self.steps for work in step.work)

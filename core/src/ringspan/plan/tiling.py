@@ -10,33 +10,85 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.work import Affine, Indexed, Rows, Tiles
+from ringspan.contracts.work import Affine, Bitmaps, Indexed, Rows, Tiles, Work
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["Unit", "join_heads"]
+__all__ = ["Joined", "Lines", "Unit", "grouped_heads", "join_heads"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lines:
+    """Rows of tiles as runs: row `l` of tile `t` is `start[t] + step * l`."""
+
+    start: Ints
+    step: int
+    length: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tiles, and rows of each."""
+        return len(self.start), self.length
+
+    @property
+    def listed(self) -> Ints:
+        """`[T, L]`"""
+        rows: Ints = self.start[:, None] + self.step * np.arange(self.length)
+        return rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unit:
-    """A batch of tiles for one key/value head, in rows of the tensors at hand."""
+    """A batch of tiles for one group of query heads, in rows of the tensors at hand."""
 
     query_head: int
-    query: Ints
+    """The first of `group` query heads that share a key/value head."""
+    group: int
+    query: Ints | Lines
     """`[T, Lq]`"""
     key_head: int
-    key: Ints
+    key: Ints | Lines
     """`[T, Lk]`"""
     mask: MaskCase
-    high: Ints | None
-    batch: int
-    """Units of one batch share their mask."""
+    part: int
+    """Units of one part and head have no query rows in common."""
+    low: Ints | None = None
+    high: Ints | None = None
+    seen: Bitmaps | None = None
+    batch: int = -1
+    """Units of one batch share their mask; -1 where there is none to share."""
+    apart: int = 0
+    """Only units with the same number may be joined: others read the same key rows."""
+    keys_overlap: bool = False
 
 
-def join_heads(units: Iterable[Unit]) -> tuple[Tiles, ...]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Joined:
+    """Work, and for each of its heads the part of the pattern that it comes from."""
+
+    work: Work
+    parts: tuple[int, ...]
+
+
+def grouped_heads(heads: Iterable[int], group: int) -> Iterator[tuple[int, int, int]]:
+    """Query heads by the key/value head they read: first head, how many, and `Unit.apart`.
+
+    Where not all `group` heads of a key/value head are there, each goes alone.
+    """
+    there = set(heads)
+    for kv_head in sorted({head // group for head in there}):
+        members = range(kv_head * group, (kv_head + 1) * group)
+        if there.issuperset(members):
+            yield members[0], group, 0
+        else:
+            for head in sorted(there.intersection(members)):
+                yield head, 1, 1 + head % group
+
+
+def join_heads(units: Iterable[Unit]) -> tuple[Joined, ...]:
     """Units of equal shape as batches over heads.
 
     Rows in arithmetic progression stay views: heads whose own numbers and first rows advance
@@ -48,37 +100,46 @@ def join_heads(units: Iterable[Unit]) -> tuple[Tiles, ...]:
     progression = _Progressions()
     for unit in units:
         query, key = progression.of(unit.query), progression.of(unit.key)
-        shape = (unit.query.shape, unit.key.shape, unit.mask)
+        shape = (
+            *(unit.query.shape, unit.key.shape, unit.mask),
+            *(unit.group, unit.apart, unit.keys_overlap),
+        )
         if query is None or key is None:
-            other[shape].append(unit)
+            other[(*shape, unit.batch if unit.seen is not None else -1)].append(unit)
         else:
-            affine[(*shape, unit.high is not None and unit.batch, query, key)].append(unit)
-    return (
+            affine[(*shape, unit.batch, query, key)].append(unit)
+    joined = [
         *(_affine_tiles(chain) for group in affine.values() for chain in _chains(group)),
         *(_indexed_tiles(chosen) for group in other.values() for chosen in _rounds(group)),
-    )
+    ]
+    # Parts that cover most come first, so that later ones merge into rows that are there.
+    return tuple(sorted(joined, key=lambda work: min(work.parts)))
 
 
 class _Progressions:
     """Finds `(tile_step, step)` of rows that are in arithmetic progression both ways.
 
-    Heads of one batch share their array, so each array is looked at once.
+    Heads of one batch share their rows, so each is looked at once.
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Ints, tuple[int, int] | None]] = {}
+        self._known: dict[int, tuple[Ints | Lines, tuple[int, int] | None]] = {}
 
-    def of(self, rows: Ints) -> tuple[int, int] | None:
+    def of(self, rows: Ints | Lines) -> tuple[int, int] | None:
         if id(rows) not in self._known:
             self._known[id(rows)] = (rows, _steps(rows))
         return self._known[id(rows)][1]
 
 
-def _steps(rows: Ints) -> tuple[int, int] | None:
+def _steps(rows: Ints | Lines) -> tuple[int, int] | None:
     """`(tile_step, step)` where rows ascend in arithmetic progression in both directions.
 
     Tensors have no negative strides, so descending rows do not count.
     """
+    if isinstance(rows, Lines):
+        gaps = np.diff(rows.start)
+        gap = int(gaps[0]) if len(gaps) else 0
+        return (gap, rows.step) if gap >= 0 and (gaps == gap).all() else None
     tile_step = int(rows[1, 0] - rows[0, 0]) if rows.shape[0] > 1 else 0
     step = int(rows[0, 1] - rows[0, 0]) if rows.shape[1] > 1 else 1
     if tile_step < 0 or step < 0:
@@ -86,6 +147,14 @@ def _steps(rows: Ints) -> tuple[int, int] | None:
     tiles, places = np.arange(rows.shape[0])[:, None], np.arange(rows.shape[1])
     expected = rows[0, 0] + tiles * tile_step + places * step
     return (tile_step, step) if (rows == expected).all() else None
+
+
+def _first(rows: Ints | Lines) -> int:
+    return int(rows.start[0] if isinstance(rows, Lines) else rows[0, 0])
+
+
+def _listed(rows: Ints | Lines) -> Ints:
+    return rows.listed if isinstance(rows, Lines) else rows
 
 
 def _chains(units: list[Unit]) -> Iterator[list[Unit]]:
@@ -106,14 +175,14 @@ def _chains(units: list[Unit]) -> Iterator[list[Unit]]:
         ]
         runs = [_run(first, second, points) for second in ahead]
         best = max([[first], *runs], key=len)
-        yield [points[point].pop() for point in best]
+        yield [points[point].pop(0) for point in best]
         for point in best:
             if not points[point]:
                 del points[point]
 
 
 def _point(unit: Unit) -> tuple[int, ...]:
-    return (unit.query_head, int(unit.query[0, 0]), unit.key_head, int(unit.key[0, 0]))
+    return (unit.query_head, _first(unit.query), unit.key_head, _first(unit.key))
 
 
 def _run(
@@ -139,27 +208,26 @@ def _rounds(units: list[Unit]) -> Iterator[list[Unit]]:
     return (list(chosen.values()) for chosen in rounds)
 
 
-def _affine_tiles(units: list[Unit]) -> Tiles:
+def _affine_tiles(units: list[Unit]) -> Joined:
     first, second = _point(units[0]), _point(units[min(1, len(units) - 1)])
 
-    def rows(array: Ints, head_step: int) -> Affine:
-        tile_step, step = _steps(array) or (0, 0)
-        return Affine(int(array[0, 0]), tile_step, head_step, step)
+    def rows(rows: Ints | Lines, head_step: int) -> Affine:
+        tile_step, step = _steps(rows) or (0, 0)
+        return Affine(_first(rows), tile_step, head_step, step)
 
     query = rows(units[0].query, second[1] - first[1])
-    return _tiles(units, query, rows(units[0].key, second[3] - first[3]))
+    return _joined(units, query, rows(units[0].key, second[3] - first[3]))
 
 
-def _indexed_tiles(units: list[Unit]) -> Tiles:
-    query = Indexed(np.stack([unit.query for unit in units], axis=1))
-    key = Indexed(np.stack([unit.key for unit in units], axis=1))
-    return _tiles(units, query, key)
+def _indexed_tiles(units: list[Unit]) -> Joined:
+    query = Indexed(np.stack([_listed(unit.query) for unit in units], axis=1))
+    key = Indexed(np.stack([_listed(unit.key) for unit in units], axis=1))
+    return _joined(units, query, key)
 
 
-def _tiles(units: list[Unit], query: Rows, key: Rows) -> Tiles:
+def _joined(units: list[Unit], query: Rows, key: Rows) -> Joined:
     unit = units[0]
-    highs = [other.high for other in units if other.high is not None]
-    return Tiles(
+    tiles = Tiles(
         count=unit.query.shape[0],
         query_length=unit.query.shape[1],
         key_length=unit.key.shape[1],
@@ -167,6 +235,20 @@ def _tiles(units: list[Unit], query: Rows, key: Rows) -> Tiles:
         query_heads=tuple(unit.query_head for unit in units),
         key=key,
         key_heads=tuple(unit.key_head for unit in units),
+        group=unit.group,
         mask=unit.mask,
-        high=Indexed(np.stack(highs, axis=1)) if highs else None,
+        low=_bound([unit.low for unit in units]),
+        high=_bound([unit.high for unit in units]),
+        seen=unit.seen,
+        keys_overlap=unit.keys_overlap,
     )
+    return Joined(tiles, tuple(unit.part for unit in units))
+
+
+def _bound(bounds: list[Ints | None]) -> Indexed | None:
+    """`[T, 1, L]` where all heads share it, else `[T, K, L]`."""
+    given = [bound for bound in bounds if bound is not None]
+    if not given:
+        return None
+    shared = all(bound is given[0] for bound in given)
+    return Indexed(np.stack(given[:1] if shared else given, axis=1))

@@ -1,0 +1,255 @@
+"""Tiles of any lengths between the queries of one rank and the keys of another, in positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ringspan.contracts.masks import MaskCase
+from ringspan.contracts.pattern import Listed
+from ringspan.contracts.work import Bitmaps, equal_groups
+from ringspan.plan.holdings import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+    Bools = npt.NDArray[np.bool_]
+
+__all__ = ["Batch", "Cells"]
+
+_PAIRS_AT_ONCE = 2**24
+"""Pairs whose bitmap is evaluated at a time."""
+_COLUMNS = 16
+"""Keys of a bitmap are rounded up to so many, so that few shapes occur."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Tiles of equal lengths and one mask case, in positions."""
+
+    query: Ints
+    """`[T, Lq]`"""
+    key: Ints
+    """`[T, Lk]`"""
+    mask: MaskCase
+    low: Ints | None = None
+    """`[T, Lq]` for `INTERVAL`"""
+    high: Ints | None = None
+    seen: Bitmaps | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """Tile `t` has the queries `query[t]` and the keys `key[t]`."""
+
+    query: Listed
+    key: Listed
+    low: Ints | None = None
+    """Per query row, the keys of its tile that it sees: from `low` to below `high`; None: all."""
+    high: Ints | None = None
+    seen: Callable[[Ints, Ints], Bools] | None = None
+    """Which of those pairs count, by position."""
+
+    def causal(self) -> Cells:
+        """Only keys of no later position. Rows of every tile ascend."""
+        visible = self._visible()
+        if self.low is None or self.high is None:
+            return Cells(self.query, self.key, np.zeros_like(visible), visible, self.seen)
+        return Cells(self.query, self.key, self.low, np.minimum(self.high, visible), self.seen)
+
+    def causal_in_any_order(self) -> Cells:
+        """The same for tiles whose rows do not ascend: a matter of each pair."""
+        seen = self.seen
+
+        def past(query: Ints, key: Ints) -> Bools:
+            earlier: Bools = key <= query
+            return earlier if seen is None else earlier & seen(query, key)
+
+        return Cells(self.query, self.key, self.low, self.high, past)
+
+    def _visible(self) -> Ints:
+        """For each query row, how many keys of its tile have no later position."""
+        query_lengths, key_lengths = np.diff(self.query.bounds), np.diff(self.key.bounds)
+        tiles = np.arange(len(query_lengths))
+        beyond = max(int(x.max()) if len(x) else 0 for x in (self.query.rows, self.key.rows)) + 1
+        keys = self.key.rows + np.repeat(tiles, key_lengths) * beyond
+        queries = self.query.rows + np.repeat(tiles, query_lengths) * beyond
+        before = np.repeat(self.key.bounds[:-1], query_lengths)
+        return np.searchsorted(keys, queries, side="right") - before
+
+    def batches(self, rows: int | None = None) -> Iterator[Batch]:
+        """Equal tiles together; rows that see nothing and keys that nobody sees are dropped.
+
+        Tiles are first cut into pieces of at most `rows` queries with the keys that those see.
+        """
+        if self.low is None or self.high is None:
+            if self.seen is None:
+                yield from self._full()
+                return
+            everything = np.repeat(np.diff(self.key.bounds), np.diff(self.query.bounds))
+            yield from self._with(np.zeros_like(everything), everything)._banded(rows)
+        else:
+            yield from self._banded(rows)
+
+    def _with(self, low: Ints, high: Ints) -> Cells:
+        return Cells(self.query, self.key, low, high, self.seen)
+
+    def _full(self) -> Iterator[Batch]:
+        lengths = np.diff(self.query.bounds), np.diff(self.key.bounds)
+        some = np.flatnonzero((lengths[0] > 0) & (lengths[1] > 0))
+        for chosen in equal_groups(*(length[some] for length in lengths)):
+            at = some[chosen]
+            query, key = (
+                rows.rows[rows.bounds[at, None] + np.arange(length[at[0]])]
+                for rows, length in zip((self.query, self.key), lengths, strict=True)
+            )
+            yield Batch(query, key, MaskCase.FULL)
+
+    def _banded(self, rows: int | None) -> Iterator[Batch]:
+        bands = _Bands.of(self, rows)
+        if not len(bands.query_start):
+            return
+        if self.seen is not None:
+            for chosen in equal_groups(bands.query_length, bands.key_length):
+                yield from _bitmap_batches(bands.batch(chosen, MaskCase.INTERVAL), self.seen)
+            return
+        cases = bands.cases()
+        for chosen in equal_groups(cases, bands.query_length, bands.key_length):
+            yield bands.batch(chosen, list(MaskCase)[cases[chosen[0]]])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bands:
+    """Tiles as runs of query rows and of key rows, with an interval of keys for each query."""
+
+    query: Ints
+    key: Ints
+    low: Ints
+    high: Ints
+    query_start: Ints
+    query_length: Ints
+    key_start: Ints
+    key_length: Ints
+
+    @classmethod
+    def of(cls, cells: Cells, rows: int | None) -> _Bands:
+        assert cells.low is not None
+        assert cells.high is not None
+        sees = cells.low < cells.high
+        query, low, high = cells.query.rows[sees], cells.low[sees], cells.high[sees]
+        bounds = counted(sees)[cells.query.bounds]
+        tile, start, length = _pieces(bounds, rows)
+        if not len(start):
+            return cls(query, cells.key.rows, low, high, start, length, start, length)
+        first = np.minimum.reduceat(low, start)
+        last = np.maximum.reduceat(high, start)
+        moved = np.repeat(first, length)
+        return cls(
+            query,
+            cells.key.rows,
+            low - moved,
+            high - moved,
+            start,
+            length,
+            cells.key.bounds[tile] + first,
+            last - first,
+        )
+
+    def cases(self) -> Ints:
+        """For each tile, its mask case by number."""
+        wide = (np.maximum.reduceat(self.low, self.query_start) == 0) & (
+            np.minimum.reduceat(self.high, self.query_start) == self.key_length
+        )
+        row = np.arange(len(self.query)) - np.repeat(self.query_start, self.query_length)
+        stair = np.logical_and.reduceat((self.high == row + 1) & (self.low == 0), self.query_start)
+        stair &= self.query_length == self.key_length
+        cases = list(MaskCase)
+        return np.where(
+            wide,
+            cases.index(MaskCase.FULL),
+            np.where(stair, cases.index(MaskCase.CAUSAL), cases.index(MaskCase.INTERVAL)),
+        )
+
+    def batch(self, tiles: Ints, case: MaskCase) -> Batch:
+        queries = self.query_start[tiles, None] + np.arange(self.query_length[tiles[0]])
+        keys = self.key_start[tiles, None] + np.arange(self.key_length[tiles[0]])
+        interval = case is MaskCase.INTERVAL
+        low, high = (self.low[queries], self.high[queries]) if interval else (None, None)
+        return Batch(self.query[queries], self.key[keys], case, low, high)
+
+
+def _pieces(bounds: Ints, rows: int | None) -> tuple[Ints, Ints, Ints]:
+    """Runs cut into pieces of at most `rows`: the number of the run, the start and the length."""
+    lengths = np.diff(bounds)
+    size = int(lengths.max(initial=0)) if rows is None else rows
+    counts = -(-lengths // max(1, size))
+    tile = np.repeat(np.arange(len(lengths)), counts)
+    number = np.arange(len(tile)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = bounds[tile] + number * size
+    return tile, start, np.minimum(bounds[tile + 1] - start, size)
+
+
+def _bitmap_batches(batch: Batch, seen: Callable[[Ints, Ints], Bools]) -> Iterator[Batch]:
+    """The tiles of a batch under `seen`: full where all of it is, else with bitmaps."""
+    pairs = batch.query.shape[1] * batch.key.shape[1]
+    step = max(1, _PAIRS_AT_ONCE // pairs)
+    narrowed: dict[int, list[tuple[Ints, Ints, Bools]]] = {}
+    for first in range(0, len(batch.query), step):
+        some = slice(first, first + step)
+        query, key = batch.query[some], batch.key[some]
+        assert batch.low is not None
+        assert batch.high is not None
+        number = np.arange(key.shape[1])
+        within = (number >= batch.low[some, :, None]) & (number < batch.high[some, :, None])
+        bitmap = seen(query[:, :, None], key[:, None, :]) & within
+        for width, piece in _narrowed(query, key, bitmap):
+            narrowed.setdefault(width, []).append(piece)
+    for pieces in narrowed.values():
+        query, key, bitmap = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        full = bitmap.all(axis=(1, 2))
+        if full.any():
+            yield Batch(query[full], key[full], MaskCase.FULL)
+        if not full.all():
+            shown = _shared(bitmap[~full])
+            yield Batch(query[~full], key[~full], MaskCase.BITMAP, seen=shown)
+
+
+def _narrowed(
+    query: Ints, key: Ints, bitmap: Bools
+) -> Iterator[tuple[int, tuple[Ints, Ints, Bools]]]:
+    """Tiles with the keys that anybody sees in front, cut to about as many."""
+    columns = bitmap.any(axis=1)
+    count = columns.sum(axis=1)
+    rounded = np.minimum(-(-count // _COLUMNS) * _COLUMNS, key.shape[1])
+    # What is seen by all needs no padding, and so no bitmap.
+    whole = bitmap.sum(axis=(1, 2)) == count * query.shape[1]
+    width = np.where(whole, count, rounded)
+    order = np.argsort(~columns, axis=1, kind="stable")
+    for chosen in equal_groups(width):
+        size = int(width[chosen[0]])
+        if not size:
+            continue
+        at = order[chosen, :size]
+        yield (
+            size,
+            (
+                query[chosen],
+                np.take_along_axis(key[chosen], at, axis=1),
+                np.take_along_axis(bitmap[chosen], at[:, None, :], axis=2),
+            ),
+        )
+
+
+def _shared(bitmap: Bools) -> Bitmaps:
+    """Equal bitmaps stored once: on a grid, all tiles away from the border have the same."""
+    tiles, queries, keys = bitmap.shape
+    packed = np.packbits(bitmap.reshape(tiles, -1), axis=1)
+    distinct, which = np.unique(packed, axis=0, return_inverse=True)
+    table = np.unpackbits(distinct, axis=1, count=queries * keys).astype(np.bool_)
+    return Bitmaps(table.reshape(-1, queries, keys), which.reshape(-1))

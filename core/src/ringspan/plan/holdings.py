@@ -1,0 +1,82 @@
+"""For each position: which rank holds it, and in which of its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ringspan.contracts.pattern import Listed
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from ringspan.plan.layout import Layout
+
+    Ints = npt.NDArray[np.int64]
+
+__all__ = ["Holdings"]
+
+
+@dataclass(frozen=True, eq=False)
+class Holdings:
+    """The rows of each rank, as positions."""
+
+    N: int
+    positions: tuple[Ints, ...]
+    """Per rank, the position of each of its rows."""
+
+    @classmethod
+    def of(cls, layout: Layout) -> Holdings:
+        """All tokens of a layout."""
+        return cls(
+            layout.N,
+            tuple(layout.order[a:b] for a, b in pairwise(layout.bounds)),
+        )
+
+    @classmethod
+    def some(cls, positions: Ints, N: int) -> Holdings:
+        """Some of `N` tokens, on one rank; each at most once."""
+        return cls(N, (positions,))
+
+    @cached_property
+    def in_order(self) -> bool:
+        """One rank holds every token, in order of position."""
+        return len(self.positions) == 1 and bool(
+            np.array_equal(self.positions[0], np.arange(self.N))
+        )
+
+    @cached_property
+    def _owner(self) -> Ints:
+        owner = np.full(self.N, -1, dtype=np.int64)
+        for rank, held in enumerate(self.positions):
+            owner[held] = rank
+        return owner
+
+    @cached_property
+    def _row(self) -> Ints:
+        row = np.full(self.N, -1, dtype=np.int64)
+        for held in self.positions:
+            row[held] = np.arange(len(held))
+        return row
+
+    def rows(self, positions: Ints) -> Ints:
+        """The row of each position on the rank that holds it."""
+        return positions if self.in_order else self._row[positions]
+
+    def held(self, sets: Listed, rank: int) -> tuple[Listed, npt.NDArray[np.bool_] | None]:
+        """The part of each set that `rank` holds, and which rows that is; None: all of them."""
+        if self.in_order:
+            return sets, None
+        mine = self._owner[sets.rows] == rank
+        return Listed(sets.rows[mine], counted(mine)[sets.bounds]), mine
+
+
+def counted(chosen: npt.NDArray[np.bool_]) -> Ints:
+    """How many are chosen before each place, and before the end."""
+    before = np.zeros(len(chosen) + 1, dtype=np.int64)
+    np.cumsum(chosen, out=before[1:])
+    return before

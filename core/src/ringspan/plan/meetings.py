@@ -1,0 +1,160 @@
+"""The work between any two ranks, and the rows that travel for it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ringspan.contracts.pattern import Cliques, Domain, Part, Runs
+from ringspan.contracts.work import Indexed, Work
+from ringspan.plan.cells import Batch
+from ringspan.plan.cut import Cut, cut
+from ringspan.plan.holdings import Holdings
+from ringspan.plan.local import local_work
+from ringspan.plan.steps import Parcel, Step
+from ringspan.plan.tiling import Joined, Unit, grouped_heads, join_heads
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+
+__all__ = ["Meeting", "Meetings"]
+
+
+class Meetings:
+    """The work between any two ranks."""
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[int, Part]],
+        queries: Holdings,
+        keys: Holdings,
+        domain: Domain,
+    ) -> None:
+        self._parts, self._domain = parts, domain
+        self._queries, self._keys = queries, keys
+        self._group = domain.heads // domain.kv_heads
+        self._cuts: dict[int, Cut] = {}
+        self._masks = itertools.count()
+
+    def work(self, index: int, rank: int) -> Meeting:
+        """What `rank` does in the step of that index, and the rows that travel for it."""
+        world_size = len(self._keys.positions)
+        source, target = (rank - index) % world_size, (rank + index) % world_size
+        if index == 0:
+            alone = Meeting.alone(self._local(rank), self._keys.positions[rank])
+            return replace(alone, source=rank, target=rank)
+        batches = list(self._batches(rank, source))
+        arriving = self._needed(batches, source)
+        packed = (np.cumsum(arriving) - 1).reshape(arriving.shape)
+        leaving = self._needed(list(self._batches(target, rank)), rank)
+        return Meeting(
+            index,
+            source,
+            target,
+            leaving,
+            join_heads(self._units(batches, packed)),
+            self._keys.positions[source][np.nonzero(arriving)[1]],
+            int(arriving.sum()),
+        )
+
+    def _local(self, rank: int) -> tuple[Joined, ...]:
+        if self._keys.in_order and self._queries is self._keys:
+            return tuple(self._in_order())
+        return join_heads(self._units(list(self._batches(rank, rank)), None))
+
+    def _in_order(self) -> Iterator[Joined]:
+        """One rank holds everything in order: sets that are runs need no list of their rows."""
+        units: list[Unit] = []
+        for index, (number, part) in enumerate(self._parts):
+            if isinstance(part, Cliques) and isinstance(part.sets, Runs):
+                for work in local_work(part, number, self._domain):
+                    if isinstance(work, Unit):
+                        units.append(work)
+                    else:
+                        yield work
+            else:
+                batches = self._cut(index).meet(0, 0, causal=self._domain.causal)
+                units += self._units([(index, batch) for batch in batches], None)
+        yield from join_heads(units)
+
+    def _cut(self, index: int) -> Cut:
+        if index not in self._cuts:
+            self._cuts[index] = cut(self._parts[index][1], self._queries, self._keys)
+        return self._cuts[index]
+
+    def _batches(self, query_rank: int, key_rank: int) -> Iterator[tuple[int, Batch]]:
+        for index in range(len(self._parts)):
+            for batch in self._cut(index).meet(query_rank, key_rank, causal=self._domain.causal):
+                yield index, batch
+
+    def _needed(self, batches: Sequence[tuple[int, Batch]], key_rank: int) -> npt.NDArray[np.bool_]:
+        """`[Hkv, rows of key_rank]`: which rows some query sees. Shared rows count once."""
+        rows = len(self._keys.positions[key_rank])
+        needed = np.zeros((self._domain.kv_heads, rows), dtype=np.bool_)
+        for index, batch in batches:
+            heads = np.unique(np.asarray(self._parts[index][1].heads) // self._group)
+            needed[heads[:, None], self._keys.rows(batch.key.ravel())] = True
+        return needed
+
+    def _units(self, batches: Sequence[tuple[int, Batch]], packed: Ints | None) -> Iterator[Unit]:
+        """One unit per batch and group of heads; `packed[head, row]`: a row's place on arrival."""
+        for index, batch in batches:
+            number, part = self._parts[index]
+            query, key = self._queries.rows(batch.query), self._keys.rows(batch.key)
+            masked = batch.high is not None or batch.seen is not None
+            shared = next(self._masks) if masked else -1
+            for head, group, apart in grouped_heads(part.heads, self._group):
+                kv_head = head // self._group
+                yield Unit(
+                    query_head=head,
+                    group=group,
+                    query=query,
+                    key_head=kv_head if packed is None else 0,
+                    key=key if packed is None else packed[kv_head][key],
+                    mask=batch.mask,
+                    part=number,
+                    low=batch.low,
+                    high=batch.high,
+                    seen=batch.seen,
+                    batch=shared,
+                    apart=apart,
+                    keys_overlap=not isinstance(part, Cliques),
+                )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Meeting:
+    """One step before its work is marked."""
+
+    index: int
+    source: int
+    target: int
+    leaving: npt.NDArray[np.bool_]
+    """`[Hkv, rows]` of this rank that `target` needs."""
+    joined: tuple[Joined, ...]
+    key_positions: Ints
+    receive: int
+
+    @classmethod
+    def alone(cls, joined: tuple[Joined, ...], key_positions: Ints) -> Meeting:
+        """The work of a rank with its own keys: nothing travels."""
+        return cls(0, 0, 0, np.zeros((0, 0), dtype=np.bool_), joined, key_positions, 0)
+
+    def finished(self, work: tuple[Work, ...]) -> Step:
+        """The step, with its work marked."""
+        heads, rows = np.nonzero(self.leaving)
+        return Step(
+            self.index,
+            self.source,
+            self.target,
+            Parcel(Indexed(rows), Indexed(heads)),
+            self.receive,
+            Indexed(self.key_positions),
+            work,
+        )
