@@ -183,7 +183,9 @@ class Dilated(Pattern):
             segments = domain.segments(self.segment_lengths[branch])
             offsets = heads_by_offset(self._head_offsets, domain, branch, rate)
             for offset, heads in offsets.items():
-                yield Cliques(heads, taken(thinned(*segments, rate, offset), tokens))
+                kept = thinned(*segments, rate, offset)
+                if kept.size:
+                    yield Cliques(heads, taken(kept, tokens))
 
     def _tokens_by_place(self, domain: Domain) -> Sequence[Positions | None]:
         along = Along.of(self.along)

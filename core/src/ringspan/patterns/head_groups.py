@@ -70,8 +70,10 @@ class HeadGroups(Pattern):
             tokens = along.tokens_by_place(domain, length) if along else None
             segments = domain.segments(length)
             for offset in range(min(rate, len(kv_heads))):
-                heads = _readers(domain, kv_heads[offset::rate])
-                yield Cliques(heads, taken(thinned(*segments, rate, offset), tokens))
+                kept = thinned(*segments, rate, offset)
+                if kept.size:
+                    heads = _readers(domain, kv_heads[offset::rate])
+                    yield Cliques(heads, taken(kept, tokens))
 
     def _groups(self, kv_heads: int) -> Iterator[tuple[int, int, range]]:
         """Segment length, rate and key/value heads of each group."""
