@@ -1,22 +1,81 @@
 """What tests measure Ringspan and its plugins with; written apart from the library's own plan.
 
-- `reference`: the formula in float64, evaluated literally, with its gradients.
+- `formula`: the formula in float64, evaluated literally, with its gradients.
 - `multiplicity`: how often a query sees a key, literally from the definition of each pattern.
 - `accuracy`: the one rule that says whether a result is exact for its dtype.
 - `configuration`: one problem as data, with its random tensors.
 - `strategies`: hypothesis strategies for configurations that have broken others.
 - `toy`: an attention backend of a few lines, for tests of what is above backends.
+- `suites`: the conformance kit, one class of standard tests per kind of provider.
+- `ranks`: real processes, one per rank.
+- `pytest_plugin`: guards the standard tests, and reports what they found.
 """
 
-from ringspan.testing.accuracy import Measurement, Yardstick, assert_exact, measure, yardstick
-from ringspan.testing.reference import ReferenceResult, reference
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ringspan.testing.accuracy import Measurement, Yardstick, assert_exact, measure, yardstick
+    from ringspan.testing.formula import ReferenceResult, reference
+    from ringspan.testing.suites.attention_backend import AttentionBackendSuite
+    from ringspan.testing.suites.base import omitted, replaces
+    from ringspan.testing.suites.communicator import CommunicatorSuite
+    from ringspan.testing.suites.ordering import GeometricOrderingSuite, OrderingSuite
+
+_HOMES = {
+    "AttentionBackendSuite": "suites.attention_backend",
+    "CommunicatorSuite": "suites.communicator",
+    "GeometricOrderingSuite": "suites.ordering",
+    "Measurement": "accuracy",
+    "OrderingSuite": "suites.ordering",
+    "ReferenceResult": "formula",
+    "Yardstick": "accuracy",
+    "assert_exact": "accuracy",
+    "measure": "accuracy",
+    "omitted": "suites.base",
+    "reference": "formula",
+    "replaces": "suites.base",
+    "yardstick": "accuracy",
+}
 
 __all__ = [
+    "AttentionBackendSuite",
+    "CommunicatorSuite",
+    "GeometricOrderingSuite",
     "Measurement",
+    "OrderingSuite",
     "ReferenceResult",
     "Yardstick",
     "assert_exact",
     "measure",
+    "omitted",
     "reference",
+    "replaces",
     "yardstick",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy (PEP 562): pytest loads the plugin in this package in every session of its users, which
+    # must not load torch; and the formula must not need pytest.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ringspan.testing' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(f"ringspan.testing.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("pytest", "hypothesis"):
+            raise
+        from ringspan.contracts.errors import RingspanError
+
+        raise RingspanError(
+            f"ringspan.testing.{name}",
+            expected="pytest and hypothesis to be installed",
+            got=f"no {error.name}",
+            remedy="pip install 'ringspan-core[testing]'",
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -28,7 +28,7 @@ import torch
 
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.testing.plain import plain
-from ringspan.testing.reference import (
+from ringspan.testing.formula import (
     NOTHING,
     Extras,
     ReferenceResult,

@@ -16,7 +16,7 @@ from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
 from ringspan.testing import multiplicity
 from ringspan.testing.configuration import Inputs, Shapes
 from ringspan.testing.named import Named
-from ringspan.testing.reference import Extras
+from ringspan.testing.formula import Extras
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ringspan.testing.reference import (
+from ringspan.testing.formula import (
     NOTHING,
     Extras,
     ReferenceResult,

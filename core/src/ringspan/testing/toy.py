@@ -20,7 +20,7 @@ from ringspan.contracts import (
     TileOutput,
     hookimpl,
 )
-from ringspan.testing.reference import fold_heads, spread_heads
+from ringspan.testing.formula import fold_heads, spread_heads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
