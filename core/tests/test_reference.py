@@ -1,17 +1,21 @@
-"""The float64 formula, the multiplicities and the toy backend, each against something simpler."""
+"""The float64 formula and the toy backend, each against something simpler."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, find, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ringspan.contracts import CAUSAL, FULL, InvalidArgument, Mask, MaskCase
-from ringspan.testing import ReferenceResult, multiplicity, reference
-from ringspan.testing.strategies import Configuration, configurations
+from ringspan.testing import ReferenceResult, assert_exact, multiplicity, reference, yardstick
+from ringspan.testing.case import Case
+from ringspan.testing.named import Named
+from ringspan.testing.formula import Extras
+from ringspan.testing.strategies import Configuration, cases, configurations
 from ringspan.testing.toy import Toy
 from torch import Tensor
 
@@ -184,78 +188,103 @@ def test_shapes_that_do_not_fit_are_refused_by_name(
         reference(q, k, k, torch.ones(m_shape, dtype=torch.int64), sink=torch.ones(sink_shape))
 
 
+def test_null_keys_are_keys_of_score_zero_and_value_zero() -> None:
+    q, k, v, grad_out = torch.randn(4, 2, 5, 2, 4, dtype=torch.float64).unbind()
+    m, null_keys = multiplicity.dense(5).repeat(2, 1, 1), torch.randint(0, 3, (2, 5))
+    found = reference(q, k, v, m, grad_out=grad_out, extras=Extras(null_keys=null_keys))
+    longer = [torch.cat((x, torch.zeros(2, 1, 2, 4)), 1) for x in (k, v)]
+    with_keys = torch.cat((m, null_keys[..., None]), -1)
+    expected = reference(q, *longer, with_keys, grad_out=grad_out).tensors()
+    for name, tensor in found.tensors().items():
+        close(
+            tensor, expected[name][:, :5] if name in ("grad_key", "grad_value") else expected[name]
+        )
+
+
+def test_the_row_of_a_padded_query_is_empty_whatever_it_would_see() -> None:
+    q, k, v, grad_out = torch.randn(4, 2, 5, 2, 4, dtype=torch.float64).unbind()
+    padded = torch.tensor([[False, True, False, False, True], [False] * 5])
+    extras = Extras(null_keys=torch.ones(2, 5, dtype=torch.int64), padded=padded)
+    m, sink = multiplicity.dense(5), torch.zeros(2)
+    found = reference(q, k, v, m, sink=sink, grad_out=grad_out, extras=extras)
+    assert found.grad_query is not None
+    for tensor in (found.out, found.grad_query):
+        assert torch.equal((tensor == 0).all(-1).all(-1), padded)
+    assert torch.equal(found.lse.isneginf(), padded[:, None].expand(2, 2, 5))
+    # What the other rows of its sequence give and take is as if the row were not there.
+    rest = ~padded[0]
+    without = reference(
+        q[:1, rest], k[:1], v[:1], m[:, rest], sink=sink, grad_out=grad_out[:1, rest],
+        extras=Extras(null_keys=torch.ones(2, 3, dtype=torch.int64)),
+    )  # fmt: skip
+    assert found.grad_key is not None
+    assert without.grad_key is not None
+    close(found.out[:1, rest], without.out)
+    close(found.grad_key[:1], without.grad_key)
+
+
+def test_a_sink_of_minus_infinity_is_none() -> None:
+    q, k, v, grad_out = torch.randn(4, 1, 3, 2, 4).unbind()
+    m = multiplicity.dense(3).repeat(2, 1, 1)
+    m[:, 1] = 0
+    found = reference(q, k, v, m, sink=torch.full((2,), -torch.inf), grad_out=grad_out).tensors()
+    assert (found.pop("grad_sink") == 0).all()
+    for name, tensor in reference(q, k, v, m, grad_out=grad_out).tensors().items():
+        close(found[name], tensor)
+
+
 @quick
-@given(configurations(max_N=24))
-def test_multiplicities_count_branches_pair_by_pair(c: Configuration) -> None:
-    m = c.multiplicity()
-    for h in range(c.heads):
-        h_kv = h // (c.heads // c.kv_heads)
-        for i in range(c.N):
-            for j in range(c.N):
-                branches = 0
-                for w, r in zip(c.segment_lengths, c.dilation_rates, strict=True):
-                    o = (
-                        h_kv % r
-                        if c.head_offsets == "modulo"
-                        else h_kv // math.ceil(c.kv_heads / r)
-                    )
-                    branches += i // w == j // w and (i % w) % r == (j % w) % r == o
-                assert m[h, i, j] == (branches if j <= i or not c.causal else 0)
-
-
-def test_places_move_segments_but_not_causality() -> None:
-    backwards = torch.arange(5).flip(0)
-    m = multiplicity.dilated(5, 1, 1, [2], [1], causal=True, places=backwards)
-    # Places 0 | 1, 2 | 3, 4 hold tokens 4, 3 | 2, 1 | 0.
-    pairs = {(i, j) for i, j in m[0].nonzero().tolist()}
-    assert pairs == {(i, i) for i in range(5)} | {(4, 3), (2, 1)}
-
-
-def test_each_branch_may_have_its_own_places() -> None:
-    straight, swapped = torch.arange(4), torch.tensor([0, 2, 1, 3])
-    both = multiplicity.dilated(4, 1, 1, [2, 4], [1, 2], places=[straight, swapped])
-    first = multiplicity.dilated(4, 1, 1, [2], [1])
-    second = multiplicity.dilated(4, 1, 1, [4], [2], places=swapped)
-    assert torch.equal(both, first + second)
-
-
-@pytest.mark.parametrize(
-    ("rule", "expected"),
-    [
-        ("modulo", [0, 0, 1, 1, 0, 0]),
-        ("query", [0, 1, 0, 1, 0, 1]),
-        ("blocked", [0, 0, 0, 0, 1, 1]),
-        ([1, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 1]),
-    ],
-)
-def test_head_offsets_follow_their_rule(rule: str | list[int], expected: list[int]) -> None:
-    found = [multiplicity.head_offset(rule, h, heads=6, kv_heads=3, rate=2) for h in range(6)]
-    assert found == expected
-
-
-def test_an_unknown_rule_of_head_offsets_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="head_offsets: expected 'modulo'"):
-        multiplicity.head_offset("random", 0, 1, 1, 1)
-
-
-@pytest.mark.parametrize(
-    "hazard",
-    [
-        lambda c: c.N % 128 == 64,
-        lambda c: c.N == 1,
-        lambda c: all(w > c.N for w in c.segment_lengths),
-        lambda c: any(w % r for w, r in zip(c.segment_lengths, c.dilation_rates, strict=True)),
-        lambda c: any(c.heads % r for r in c.dilation_rates),
-        lambda c: any(c.heads < r for r in c.dilation_rates),
-        lambda c: c.heads > c.kv_heads > 1,
-        lambda c: c.head_dim != c.value_head_dim,
-        lambda c: (c.multiplicity().sum(-1) == 0).any(),
-    ],
-)
-def test_the_strategy_reaches_what_has_broken_others(
-    hazard: Callable[[Configuration], bool],
+@given(small, st.sampled_from((0.1, 0.5, 0.9)))
+def test_dropout_drops_from_the_output_and_not_from_the_normaliser(
+    c: Configuration, p: float
 ) -> None:
-    find(configurations(), hazard, settings=settings(max_examples=500, deadline=None))
+    q, k, v, grad_out = c.inputs()
+    m = c.multiplicity() + torch.eye(c.N, dtype=torch.int64)
+    keep = torch.rand(c.batch, c.heads, c.N, c.N) >= p
+    sink = torch.randn(c.heads, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (q, k, v, sink)]
+    group_size = c.heads // c.kv_heads
+    K, V = k.repeat_interleave(group_size, 2), v.repeat_interleave(group_size, 2)
+    scores = c.head_dim**-0.5 * torch.einsum("bihd,bjhd->bhij", q, K) + m.double().log()
+    both = torch.cat((scores, sink.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)), -1)
+    dropped = both.softmax(-1)[..., :-1] * keep / (1 - p)
+    out = torch.einsum("bhij,bjhe->bihe", dropped, V)
+    grads = torch.autograd.grad(out, leaves, grad_out)
+    with torch.no_grad():
+        extras = Extras(keep=keep, dropout_p=p)
+        found = reference(q, k, v, m, sink=sink, grad_out=grad_out, extras=extras)
+    named = dict(zip(("grad_query", "grad_key", "grad_value", "grad_sink"), grads, strict=True))
+    named |= {"out": out, "lse": both.logsumexp(-1)}
+    for name, tensor in found.tensors().items():
+        close(tensor, named[name].detach())
+
+
+@quick
+@given(cases(max_N=40, orderings=["identity"]))
+def test_the_plain_kernel_of_float64_is_the_formula_in_every_mode(case: Case) -> None:
+    case = replace(case, dtype=torch.float64, stored=None)
+    q, k, v, grad_out = case.inputs()
+    if case.pattern.along:
+        case = replace(case, pattern=Named("Dense"))
+    exact = yardstick(
+        q, k, v, case.multiplicity(), scale=case.scale(), sink=case.sink_logits(),
+        grad_out=grad_out, extras=case.extras(),
+    )  # fmt: skip
+    assert_exact(exact.plain.tensors(), exact)
+    assert all(
+        tensor.isfinite().all()
+        for tensor in exact.formula.tensors().values()
+        if tensor is not exact.formula.lse
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("null_keys", (4,)), ("padded", (5,)), ("keep", (1, 1, 5, 5))]
+)
+def test_what_changes_rows_is_refused_in_another_shape(name: str, shape: tuple[int, ...]) -> None:
+    q = torch.ones(1, 5, 4, 4)
+    with pytest.raises(InvalidArgument, match=f"{name}: expected"):
+        reference(q, q, q, torch.ones(5, 5), extras=Extras(**{name: torch.ones(shape)}))
 
 
 LOW, HIGH = [0, 0, 2, 2, 5, 6], [1, 0, 3, 6, 6, 6]

@@ -116,7 +116,7 @@ def _with_modes(draw: st.DrawFn, case: Case, orderings: Sequence[str]) -> Case:
         given["dropout_p"] = draw(st.sampled_from((0.1, 0.5, 0.99)))
     if _one_in(draw, 4):
         given["largest_score"] = draw(st.sampled_from((0.0, 100.0, 1e4)))
-    if _one_in(draw, 4):
+    if _one_in(draw, 2 if case.pattern.kind == "Dense" else 4):
         given |= draw(_queries(case))
     elif _one_in(draw, 3):
         given["stored"] = draw(st.sampled_from(list(orderings if case.grid else ("identity",))))
@@ -127,7 +127,8 @@ def _with_modes(draw: st.DrawFn, case: Case, orderings: Sequence[str]) -> Case:
 def _queries(draw: st.DrawFn, case: Case) -> dict[str, Any]:
     """Queries that are not all tokens: another sequence, a chunk of this one, or any of its."""
     dense = case.pattern.kind == "Dense" and case.pattern.along is None and not case.documents
-    if dense and not case.causal and not case.pattern.fields.get("window") and draw(st.booleans()):
+    unplaced = dense and not case.causal and case.pattern.fields["window"] is None
+    if unplaced and draw(st.booleans()):
         return {"cross": draw(st.integers(1, case.N + 9))}
     if dense and draw(st.booleans()):
         return {"positions": tuple(draw(st.lists(st.integers(0, case.N + 9), min_size=1)))}
