@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ringspan.contracts import CAUSAL, FULL, InvalidArgument, Mask, MaskCase
 from ringspan.testing import ReferenceResult, assert_exact, multiplicity, reference, yardstick
 from ringspan.testing.case import Case
-from ringspan.testing.named import Named
 from ringspan.testing.formula import Extras
+from ringspan.testing.named import Named
 from ringspan.testing.strategies import Configuration, cases, configurations
 from ringspan.testing.toy import Toy
 from torch import Tensor
