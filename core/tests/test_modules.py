@@ -9,6 +9,7 @@ import pytest
 import ringspan as rs
 import torch
 from ringspan.contracts.documents import Documents
+from ringspan.engine.call import Call
 from ringspan.errors import InvalidArgument
 from ringspan.nn import DilatedSelfAttention, RotaryEmbedding, SelfAttention
 from ringspan.nn.positions import row_positions
@@ -116,19 +117,18 @@ def test_positions_come_from_the_layout() -> None:
 @pytest.mark.parametrize("layout", [None, rs.Layout(10, 3)])
 def test_positions_restart_at_each_document(layout: rs.Layout | None) -> None:
     documents = Documents.from_lengths([3, 0, 5, 2])
-    expected = [0, 1, 2, 0, 1, 2, 3, 4, 0, 1]
     found = [
         row_positions(
-            10 if layout is None else layout.sizes[rank],
-            layout=layout,
-            rank=rank,
-            tokens=None,
-            documents=documents,
+            Call(rs.Dense(), layout=layout),
+            10,
+            rank,
+            rows=10 if layout is None else layout.sizes[rank],
+            lengths=documents.tensor,
             device=torch.device("cpu"),
         )
-        for rank in range(1 if layout is None else 3)
+        for rank in range(1 if layout is None else layout.world_size)
     ]
-    assert torch.cat(found).tolist() == expected
+    assert torch.cat(found).tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1]
 
 
 def test_a_compiled_module_is_whole_with_a_layout() -> None:

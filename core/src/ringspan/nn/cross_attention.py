@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from ringspan.api import attention
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.nn.checks import check_rows, told
 from ringspan.nn.projections import Projections
 
 if TYPE_CHECKING:
-    import torch
     from jaxtyping import Bool, Float
     from torch import Tensor
 
@@ -107,6 +108,7 @@ class CrossAttention(Projections):
             key_padding=key_padding,
             sink=self.sink,
             dropout_p=self.active_dropout,
+            query_positions=None if key_padding is None else _apart(x, context),
         )
         assert not isinstance(out, tuple)
         return self.finish(out)
@@ -114,3 +116,12 @@ class CrossAttention(Projections):
     def extra_repr(self) -> str:
         """Shown by `print(module)`."""
         return f"{self.embed_dim} from {self.context_dim}, {super().extra_repr()}"
+
+
+def _apart(x: Tensor, context: Tensor) -> Tensor | None:
+    """Positions that keep queries from being taken for the context's own tokens.
+
+    As many queries as keys would be padded as these are; beyond the keys there is no padding.
+    """
+    rows, keys = x.shape[1], context.shape[1]
+    return torch.arange(keys, keys + rows) if rows == keys else None

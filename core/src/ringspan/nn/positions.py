@@ -1,59 +1,58 @@
 """Where the rows of a call stand, for rotary embedding.
 
-One operator, because orderings and documents live on the host, where `torch.compile` cannot
-follow; as in the engine, they cross its border as text.
+One operator, because orderings live on the host, where `torch.compile` cannot follow; as in the
+engine, the layout crosses its border as text.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ringspan.contracts.documents import Documents
 from ringspan.engine.call import Call
-from ringspan.patterns import Dense
 
 if TYPE_CHECKING:
     from jaxtyping import Int
-
-    from ringspan.contracts.tokens import Tokens
-    from ringspan.plan.layout import Layout
 
 __all__ = ["row_positions"]
 
 
 def row_positions(
-    rows: int,
-    *,
-    layout: Layout | None,
+    call: Call,
+    N: int,
     rank: int,
-    tokens: Tokens | None,
-    documents: Documents | None,
+    *,
+    rows: int,
+    lengths: Int[Tensor, " documents"] | None,
     device: torch.device,
 ) -> Int[Tensor, " rows"]:
-    """The position of each of this rank's rows, counted from the start of its document."""
-    if layout is None and documents is None:
+    """The position of each row that `rank` holds, counted from the start of its document.
+
+    Args:
+        call: with what the tokens and the layout are.
+        N: number of tokens over all ranks.
+        rank: whose rows.
+        rows: how many they are.
+        lengths: of the documents, on the host; None: a single sequence.
+        device: of the result.
+    """
+    if call.layout is None and lengths is None:
         return torch.arange(rows, device=device)
-    call = Call(Dense(), tokens=tokens, layout=layout)
-    handle = "" if documents is None else documents.handle
-    N = rows if layout is None else layout.N
-    positions: Tensor = _positions(call.text, N, rank, rows, handle)
+    positions: Tensor = _positions(lengths, call.text, N, rank, rows)
     return positions.to(device)
 
 
 @torch.library.custom_op("ringspan::positions", mutates_args=())
-def _positions(call: str, N: int, rank: int, rows: int, documents: str) -> Tensor:
-    """int64 `[rows]`, on the CPU. `call` is a `Call.text` with what the layout is."""
+def _positions(lengths: Tensor | None, call: str, N: int, rank: int, rows: int) -> Tensor:
     held = Call.from_text(call, N).layout_for(N).positions(rank)
-    if not documents:
+    if lengths is None:
         return held
-    starts, positions = Documents.find(documents).starts, held.numpy()
-    return held - torch.from_numpy(starts[np.searchsorted(starts, positions, side="right") - 1])
+    starts = lengths.cumsum(0) - lengths
+    return held - starts[torch.searchsorted(starts, held, right=True) - 1]
 
 
 @_positions.register_fake
-def _(call: str, N: int, rank: int, rows: int, documents: str) -> Tensor:
+def _(lengths: Tensor | None, call: str, N: int, rank: int, rows: int) -> Tensor:
     return torch.empty(rows, dtype=torch.int64)

@@ -12,6 +12,7 @@ from ringspan.api import attention
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Pattern
 from ringspan.engine.call import Call
+from ringspan.engine.operator import AGREE_ON_LENGTHS, Tensors
 from ringspan.nn.checks import check_rows, check_switches
 from ringspan.nn.positions import row_positions
 from ringspan.nn.projections import Projections
@@ -113,7 +114,7 @@ class SelfAttention(Projections):
         layout: Layout | None = None,
         group: Any = None,
         tokens: Tokens | None = None,
-        documents: Documents | None = None,
+        documents: Documents | Int[Tensor, " documents+1"] | None = None,
         key_padding: Bool[Tensor, "B N"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B N E"]:
@@ -145,10 +146,14 @@ class SelfAttention(Projections):
         if cache is not None:
             self._check_cached(cache, options)
             return self._step(x, cache)
-        positions = None
+        q, k, v = self._projected(x)
+        packed = validation.checked_documents(documents)
+        options["documents"] = packed
         if self.rotary is not None:
-            positions = self._positions(x, layout, group, tokens, documents)
-        q, k, v = self.project(x, positions)
+            # What attention would refuse later must not be read as positions before.
+            call = Call(self.pattern, self.causal, tokens=tokens, layout=layout)
+            tensors = Tensors(q, k, v, key_padding=key_padding)
+            q, k = self.rotary.rotate(_positions(call, tensors, Ranks.of(group), packed), q, k)
         out = attention(
             q,
             k,
@@ -169,8 +174,7 @@ class SelfAttention(Projections):
 
         With `finish`, for those who compute what lies between themselves.
         """
-        q = self.project_query(x)
-        k, v = self.project_context(x)
+        q, k, v = self._projected(x)
         if self.rotary is not None:
             if positions is None:
                 raise InvalidArgument(
@@ -178,6 +182,9 @@ class SelfAttention(Projections):
                 )
             q, k = self.rotary.rotate(positions, q, k)
         return q, k, v
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.project_query(x), *self.project_context(x)
 
     def _step(self, x: Tensor, cache: Cache) -> Tensor:
         positions = cache.length + torch.arange(x.shape[1], device=x.device)
@@ -200,34 +207,6 @@ class SelfAttention(Projections):
             raise InvalidArgument(
                 "cache", expected=f"one made for {self.pattern}", got=f"one for {cache.pattern}"
             )
-
-    def _positions(
-        self,
-        x: Tensor,
-        layout: Layout | None,
-        group: Any,
-        tokens: Tokens | None,
-        documents: Documents | None,
-    ) -> Tensor:
-        ranks = Ranks.of(group)
-        # What attention would refuse later must not be read as positions before.
-        call = Call(self.pattern, self.causal, tokens=tokens, layout=layout)
-        validation.check_call(call, x.shape[1], ranks)
-        if layout is None and group is not None:
-            raise InvalidArgument(
-                "layout",
-                expected="a Layout beside group, so that rotary embedding knows the positions",
-                got="None",
-                remedy="Pass layout=Layout(N, world_size)",
-            )
-        return row_positions(
-            x.shape[1],
-            layout=layout,
-            rank=ranks.rank,
-            tokens=tokens,
-            documents=documents,
-            device=x.device,
-        )
 
     def extra_repr(self) -> str:
         """Shown by `print(module)`."""
@@ -303,3 +282,17 @@ class DilatedSelfAttention(SelfAttention):
 def _branches(values: Any) -> Any:
     """As the tuple that `Dilated` takes; what is no collection is left for it to refuse."""
     return tuple(values) if isinstance(values, Iterable) else values
+
+
+def _positions(call: Call, tensors: Tensors, ranks: Ranks, documents: Documents | None) -> Tensor:
+    N = validation.check_call(call, tensors, ranks, documents)
+    if N == AGREE_ON_LENGTHS:
+        raise InvalidArgument(
+            "layout",
+            expected="a Layout beside group, so that rotary embedding knows the positions",
+            got="None",
+            remedy="Pass layout=Layout(N, world_size)",
+        )
+    lengths = None if documents is None else documents.tensor
+    rows, device = tensors.query.shape[1], tensors.query.device
+    return row_positions(call, N, ranks.rank, rows=rows, lengths=lengths, device=device)
