@@ -14,6 +14,7 @@ from ringspan.contracts import (
     Availability,
     Capabilities,
     DeviceInfo,
+    Dropout,
     Grads,
     Mask,
     MaskCase,
@@ -31,7 +32,7 @@ __all__ = ["Toy", "ringspan_attention_backends"]
 
 
 class Toy(AttentionBackend):
-    """Attention in float64, one matrix of scores per tile."""
+    """Attention in float64, one matrix of scores per tile; every mask, padding and dropout."""
 
     name: ClassVar[str] = "toy"
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -40,6 +41,8 @@ class Toy(AttentionBackend):
         masks=frozenset(MaskCase),
         value_head_dim_differs=True,
         gqa=True,
+        key_padding=True,
+        dropout=True,
     )
 
     def probe(self, device: DeviceInfo) -> Availability:
@@ -47,12 +50,20 @@ class Toy(AttentionBackend):
         return Availability.yes()
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, mask: Mask, scale: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        mask: Mask,
+        scale: float,
+        dropout: Dropout | None = None,
     ) -> TileOutput:
         """Softmax of all visible scores."""
         scores = _scores(query, key, mask, scale)
         lse = scores.logsumexp(-1)
         P = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
+        P = P * _kept_share(dropout)
         out = torch.einsum("bhij,bjhe->bihe", P, spread_heads(value.double(), query.shape[2]))
         return TileOutput(out.to(query.dtype), lse.to(_wide(query)))
 
@@ -67,16 +78,17 @@ class Toy(AttentionBackend):
         *,
         mask: Mask,
         scale: float,
+        dropout: Dropout | None = None,
     ) -> Grads:
         """Gradients from the probabilities that `lse` gives these keys."""
         heads, kv_heads = query.shape[2], key.shape[2]
         P = (_scores(query, key, mask, scale) - lse.double()[..., None]).exp()
-        dO, V = grad_out.double(), spread_heads(value.double(), heads)
+        dO, V, M = grad_out.double(), spread_heads(value.double(), heads), _kept_share(dropout)
         Delta = torch.einsum("bihe,bihe->bhi", dO, out.double())
-        dS = scale * P * (torch.einsum("bihe,bjhe->bhij", dO, V) - Delta[..., None])
+        dS = scale * P * (M * torch.einsum("bihe,bjhe->bhij", dO, V) - Delta[..., None])
         dQ = torch.einsum("bhij,bjhd->bihd", dS, spread_heads(key.double(), heads))
         dK = torch.einsum("bhij,bihd->bjhd", dS, query.double())
-        dV = torch.einsum("bhij,bihe->bjhe", P, dO)
+        dV = torch.einsum("bhij,bihe->bjhe", P * M, dO)
         grads = (dQ, fold_heads(dK, kv_heads), fold_heads(dV, kv_heads))
         return Grads(*(grad.to(_wide(query)) for grad in grads))
 
@@ -90,15 +102,31 @@ def ringspan_attention_backends() -> Sequence[AttentionBackend]:
 def _scores(query: Tensor, key: Tensor, mask: Mask, scale: float) -> Tensor:
     K = spread_heads(key.double(), query.shape[2])
     scores = scale * torch.einsum("bihd,bjhd->bhij", query.double(), K)
-    keys = torch.arange(key.shape[1], device=key.device)
+    seen = _seen(mask, torch.arange(key.shape[1], device=key.device))
+    if mask.key_seen is not None:
+        group = query.shape[2] // key.shape[2]
+        padding = ~mask.key_seen.expand(key.shape[0], key.shape[2], -1)
+        scores.masked_fill_(padding.repeat_interleave(group, 1)[:, :, None], -torch.inf)
+    return scores.masked_fill_(~seen, -torch.inf)
+
+
+def _seen(mask: Mask, keys: Tensor) -> Tensor:
+    """What the mask's case lets each query see."""
     if mask.case is MaskCase.CAUSAL:
-        return scores.masked_fill(keys > keys[:, None], -torch.inf)
+        return keys <= keys[:, None]
     if mask.case is MaskCase.INTERVAL:
         assert mask.low is not None
         assert mask.high is not None
-        seen = (mask.low[..., None] <= keys) & (keys < mask.high[..., None])
-        return scores.masked_fill(~seen, -torch.inf)
-    return scores
+        return (mask.low[..., None] <= keys) & (keys < mask.high[..., None])
+    if mask.case is MaskCase.BITMAP:
+        assert mask.seen is not None
+        return mask.seen
+    return torch.ones_like(keys, dtype=torch.bool)
+
+
+def _kept_share(dropout: Dropout | None) -> Tensor | float:
+    """What becomes of each probability: 0 where it is dropped, otherwise `1 / (1 - p)`."""
+    return 1.0 if dropout is None else dropout.kept().double() / (1 - dropout.p)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +15,14 @@ from ringspan import testing
 from ringspan.contracts import (
     AttentionBackend,
     DeviceInfo,
+    Dropout,
     Mask,
     MaskCase,
     Problem,
 )
 from ringspan_manual import Manual, chunks, ringspan_attention_backends
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 torch.set_num_threads(1)
 
@@ -36,21 +40,31 @@ class Case:
     grad_out: Tensor
     mask: Mask
     scale: float
+    dropout: Dropout | None = None
 
     @property
     def visible(self) -> Tensor:
         """[B, H, Lq, Lk], from the mask's definition."""
         batch, rows, heads, _ = self.query.shape
-        keys = self.key.shape[1]
-        if self.mask.case is MaskCase.INTERVAL:
+        keys, kv_heads = self.key.shape[1:3]
+        result = torch.ones(rows, keys, dtype=torch.bool)
+        if self.mask.case is MaskCase.CAUSAL:
+            result = result.tril()
+        elif self.mask.case is MaskCase.INTERVAL:
             key = torch.arange(keys)
             low, high = (x[..., None] for x in (self.mask.low, self.mask.high))
             result = (key >= low) & (key < high)
-        else:
-            result = torch.ones(rows, keys, dtype=torch.bool)
-            if self.mask.case is MaskCase.CAUSAL:
-                result = result.tril()
-        return result.expand(batch, heads, rows, keys)
+        elif self.mask.case is MaskCase.BITMAP:
+            result = self.mask.seen
+        result = result.expand(batch, heads, rows, keys)
+        if self.mask.key_seen is not None:
+            real = self.mask.key_seen.expand(batch, kv_heads, keys)
+            result = result & real.repeat_interleave(heads // kv_heads, 1)[:, :, None]
+        return result
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"mask": self.mask, "scale": self.scale, "dropout": self.dropout}
 
 
 NAMES = ("out", "lse", "grad_query", "grad_key", "grad_value")
@@ -58,28 +72,77 @@ NAMES = ("out", "lse", "grad_query", "grad_key", "grad_value")
 
 def check(case: Case, results: dict[str, Tensor]) -> None:
     """The accuracy rule, for whatever is in `results`."""
-    tensors = (case.query, case.key, case.value, case.visible.long())
-    testing.assert_exact(
-        results, testing.yardstick(*tensors, scale=case.scale, grad_out=case.grad_out)
+    inputs = (case.query, case.key, case.value)
+    given = {"scale": case.scale, "grad_out": case.grad_out}
+    if case.dropout is None:
+        testing.assert_exact(results, testing.yardstick(*inputs, case.visible.long(), **given))
+    else:
+        testing.assert_exact(results, dropped_yardstick(case))
+
+
+def dropped_yardstick(case: Case) -> testing.Yardstick:
+    """Dropout said without dropout: every query has values of its own, times what it keeps.
+
+    `1 / (1 - p)` must be a power of two, so that this product is exact.
+    """
+    q, k, v, dO = case.query, case.key, case.value, case.grad_out
+    batch, rows, heads, _ = q.shape
+    keys, group = k.shape[1], heads // k.shape[2]
+    M = case.dropout.kept().transpose(1, 2).transpose(2, 3)[..., None] / (1 - case.dropout.p)
+    K, V = (
+        x.repeat_interleave(group, 2)[:, None].expand(-1, rows, -1, -1, -1) for x in (k, v)
+    )  # [B, Lq, Lk, H, D]
+    exact = testing.yardstick(
+        q.reshape(-1, 1, *q.shape[2:]),
+        K.flatten(0, 1),
+        (V * M.to(v.dtype)).flatten(0, 1),
+        case.visible.transpose(1, 2).reshape(-1, heads, 1, keys).long(),
+        scale=case.scale,
+        grad_out=dO.reshape(-1, 1, *dO.shape[2:]),
+    )
+
+    def together(x: testing.ReferenceResult) -> testing.ReferenceResult:
+        def summed(grad: Tensor, share: Tensor | float) -> Tensor:
+            grad = grad.unflatten(0, (batch, rows)) * share
+            return grad.sum(1).unflatten(2, (-1, group)).sum(3)
+
+        return testing.ReferenceResult(
+            x.out.reshape(dO.shape),
+            x.lse.reshape(batch, rows, heads).transpose(1, 2),
+            x.grad_query.reshape(q.shape),
+            summed(x.grad_key, 1.0),
+            summed(x.grad_value, M),
+        )
+
+    return replace(
+        exact,
+        formula=together(exact.formula),
+        plain=together(exact.plain),
+        absolute=together(exact.absolute),
+        terms=together(exact.terms),
     )
 
 
 def run(backend: AttentionBackend, case: Case) -> dict[str, Tensor]:
     """Forward and backward; a row without keys has `lse = +inf` in the backward."""
-    given = {"mask": case.mask, "scale": case.scale}
-    out, lse = backend.forward(case.query, case.key, case.value, **given)
+    out, lse = backend.forward(case.query, case.key, case.value, **case.options)
     final = lse.masked_fill(lse == -torch.inf, torch.inf)
-    grads = backend.backward(case.grad_out, case.query, case.key, case.value, out, final, **given)
+    grads = backend.backward(
+        case.grad_out, case.query, case.key, case.value, out, final, **case.options
+    )
     return dict(zip(NAMES, (out, lse, *grads), strict=True))
 
 
 def strided(x: Tensor, style: str) -> Tensor:
-    """`x`'s values in another memory layout, last stride 1."""
+    """`x` in another memory layout, last stride 1; what lies between its rows is NaN."""
     _, length, heads, width = x.shape
     if style == "contiguous":
         return x
     if style == "heads first":
         return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if style == "overlapping tiles":  # other values: each tile shares rows with the next one
+        tile = (length + 1) // 2 * heads * width
+        return x.contiguous().as_strided(x.shape, (tile, heads * width, width, 1))
     row, tile = 2 * heads * width, 3 * length * heads * width + 7
     if style == "gaps":
         strides = (tile, row, width, 1)
@@ -90,7 +153,7 @@ def strided(x: Tensor, style: str) -> Tensor:
     return view.copy_(x)
 
 
-STYLES = ("contiguous", "heads first", "gaps", "diagonal heads")
+STYLES = ("contiguous", "heads first", "gaps", "diagonal heads", "overlapping tiles")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -105,36 +168,64 @@ def random_case(
     value_head_dim: int = 16,
     mask: MaskCase = MaskCase.FULL,
     bounds: str = "BHL",
+    padding: str | None = None,
+    dropout_p: float = 0.0,
     dtype: torch.dtype = torch.float32,
     style: str = "contiguous",
     largest_score: float = 3.0,
     seed: int = 0,
 ) -> Case:
-    """Normal inputs; `largest_score` is about the largest score. `bounds`: who has own bounds."""
+    """Normal inputs; `largest_score` is about the largest score.
+
+    `bounds`: the axes along which an interval or a bitmap varies; `padding`: those along which
+    padded keys do, None for no padding.
+    """
     generator = torch.Generator().manual_seed(seed)
     heads = kv_heads * group
     keys = rows if mask is MaskCase.CAUSAL else keys
+    sizes = {"B": batch, "H": heads, "K": kv_heads, "L": rows}
 
     def normal(length: int, heads: int, width: int) -> Tensor:
         x = torch.randn(batch, length, heads, width, generator=generator, dtype=torch.float64)
         return strided(x.to(dtype), style)
 
-    shape = tuple(
-        size if axis in bounds else 1 for axis, size in (("B", batch), ("H", heads), ("L", rows))
-    )[-3 if "B" in bounds or "H" in bounds else -1 :]
+    def shape(axes: str, varying: str) -> tuple[int, ...]:
+        every = tuple(sizes[axis] if axis in varying else 1 for axis in axes)
+        return every if set(varying) & set(axes[:-1]) else every[-1:]
 
     def bound() -> Tensor:
-        return torch.randint(0, keys + 1, shape, generator=generator).sort(-1).values
+        shaped = shape("BHL", bounds)
+        return torch.randint(0, keys + 1, shaped, generator=generator).sort(-1).values
+
+    def random_bits(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) < torch.rand((), generator=generator)
+
+    def positions(length: int, axes: str) -> Tensor:
+        shaped = (*(sizes[axis] if axis in axes else 1 for axis in "BH"), length)
+        return torch.randint(0, 2**40, shaped, generator=generator)
 
     interval = mask is MaskCase.INTERVAL
     low, high = (bound() // 2, bound()) if interval else (None, None)
+    seen = random_bits(*shape("BHL", bounds), keys) if mask is MaskCase.BITMAP else None
+    real = None if padding is None else random_bits(*shape("BK", padding), keys)
+    if real is not None and padding == "":
+        real = real[0]
+    dropout = Dropout(
+        dropout_p,
+        seed,
+        torch.randint(0, 9, (batch,), generator=generator),
+        torch.randint(0, 9, (heads,), generator=generator),
+        positions(rows, bounds),
+        positions(keys, bounds),
+    )
     return Case(
         normal(rows, heads, head_dim),
         normal(keys, kv_heads, head_dim),
         normal(keys, kv_heads, value_head_dim),
         normal(rows, heads, value_head_dim),
-        Mask(mask, low, high),
+        Mask(mask, low, high, seen, real),
         scale=largest_score / (3 * head_dim**0.5),
+        dropout=dropout if dropout_p else None,
     )
 
 
@@ -148,7 +239,9 @@ CASES = st.builds(
     head_dim=st.integers(1, 24),
     value_head_dim=st.integers(1, 24),
     mask=st.sampled_from(list(MaskCase)),
-    bounds=st.sampled_from(["L", "BL", "HL", "BHL", "B"]),
+    bounds=st.sampled_from(["L", "BL", "HL", "BHL", "B", "H"]),
+    padding=st.sampled_from([None, None, "", "B", "K", "BK"]),
+    dropout_p=st.sampled_from([0.0, 0.0, 0.5, 0.75]),
     dtype=st.sampled_from(DTYPES),
     style=st.sampled_from(STYLES),
     largest_score=st.sampled_from([1.0, 10.0, 1e4]),
@@ -168,6 +261,7 @@ def test_any_tile_agrees_with_the_formula_forward_and_backward(case: Case) -> No
 def test_any_chunking_agrees_with_the_formula(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "SCORES_PER_CHUNK", 300)
+        patch.setattr(chunks, "ROWS", 8)
         check(case, run(BACKEND, case))
 
 
@@ -191,32 +285,57 @@ def test_keys_that_no_row_sees_get_exactly_no_gradient(case: Case) -> None:
     assert (results["grad_value"].transpose(1, 2)[unseen] == 0).all()
 
 
+def keys_of(case: Case, keys: slice) -> Case:
+    """The same queries with some of the keys."""
+    mask, here = case.mask, (slice(None), keys)
+    real = None if mask.key_seen is None else mask.key_seen[..., keys]
+    if mask.case is MaskCase.CAUSAL:
+        length = case.query.shape[1]
+        mask = Mask(MaskCase.INTERVAL, torch.zeros(1).long(), torch.arange(1, length + 1))
+    if mask.case is MaskCase.INTERVAL:
+        mask = Mask(MaskCase.INTERVAL, mask.low - keys.start, mask.high - keys.start)
+    if mask.case is MaskCase.BITMAP:
+        mask = Mask(MaskCase.BITMAP, seen=mask.seen[..., keys])
+    dropout = case.dropout
+    if dropout is not None:
+        dropout = replace(dropout, key_positions=dropout.key_positions[..., keys])
+    return replace(
+        case,
+        key=case.key[here],
+        value=case.value[here],
+        mask=replace(mask, key_seen=real),
+        dropout=dropout,
+    )
+
+
 @given(case=CASES, cuts=st.lists(st.integers(0, 70), max_size=3))
 @slow_machine
-def test_gradients_of_parts_of_the_keys_given_the_global_result_add_up(
+def test_parts_of_the_keys_merge_and_their_gradients_given_the_merged_result_add_up(
     case: Case, cuts: list[int]
 ) -> None:
     keys = case.key.shape[1]
-    low, high = (torch.zeros(1, dtype=torch.int64), torch.full((1,), keys))
-    if case.mask.case is MaskCase.CAUSAL:
-        high = torch.arange(1, keys + 1)
-    elif case.mask.case is MaskCase.INTERVAL:
-        low, high = case.mask.low, case.mask.high
-    out, lse = BACKEND.forward(case.query, case.key, case.value, mask=case.mask, scale=case.scale)
+    bounds = sorted({0, keys, *(cut % keys for cut in cuts)})
+    parts = [keys_of(case, slice(*ends)) for ends in pairwise(bounds)]
+    pieces = [BACKEND.forward(x.query, x.key, x.value, **x.options) for x in parts]
+    lse = torch.stack([piece.lse.double() for piece in pieces]).logsumexp(0)
     final = lse.masked_fill(lse == -torch.inf, torch.inf)
-    dq = torch.zeros(case.query.shape, dtype=lse.dtype)
-    parts = []
-    for start, stop in pairwise(sorted({0, keys, *(cut % keys for cut in cuts)})):
-        mask = Mask(MaskCase.INTERVAL, low - start, high - start)
-        here = (slice(None), slice(start, stop))
-        grads = BACKEND.backward(
-            case.grad_out, case.query, case.key[here], case.value[here], out, final,
-            mask=mask, scale=case.scale,
-        )  # fmt: skip
-        dq += grads.query
-        parts.append((grads.key, grads.value))
-    dk, dv = (torch.cat(grads, 1) for grads in zip(*parts, strict=True))
-    check(case, {"grad_query": dq, "grad_key": dk, "grad_value": dv})
+    shares = [(piece.lse - final).exp().transpose(1, 2)[..., None] for piece in pieces]
+    out = sum(piece.out * share for piece, share in zip(pieces, shares, strict=True))
+    out, final = out.to(case.query.dtype), final.to(pieces[0].lse.dtype)
+    grads = [
+        BACKEND.backward(x.grad_out, x.query, x.key, x.value, out, final, **x.options)
+        for x in parts
+    ]
+    check(
+        case,
+        {
+            "out": out,
+            "lse": lse,
+            "grad_query": sum(grad.query for grad in grads),
+            "grad_key": torch.cat([grad.key for grad in grads], 1),
+            "grad_value": torch.cat([grad.value for grad in grads], 1),
+        },
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -309,14 +428,45 @@ def test_the_dtypes_are_the_contracts() -> None:
             assert {results[name].dtype for name in NAMES[2:]} <= {dtype, sums}
 
 
-def test_no_buffer_is_quadratic_in_the_length() -> None:
-    tile = random_case(batch=1, rows=3000, keys=3000, kv_heads=1, head_dim=1, value_head_dim=1)
+def floating_operations(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("mask", [MaskCase.FULL, MaskCase.CAUSAL, MaskCase.INTERVAL])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+def test_no_buffer_is_quadratic_in_the_length(mask: MaskCase, dropout_p: float) -> None:
+    tile = random_case(
+        batch=1, rows=3000, keys=3000, kv_heads=1, head_dim=1, value_head_dim=1, mask=mask,
+        padding="B", dropout_p=dropout_p,
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "SCORES_PER_CHUNK", 6000)
         with torch.profiler.profile(profile_memory=True) as profile:
             run(BACKEND, tile)
     largest = max(event.self_cpu_memory_usage for event in profile.events())
-    assert largest <= 6000 * 4
+    assert largest <= 6000 * 8  # bytes: the words that draw a mask are int64
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_window_costs_as_many_products_as_it_is_wide(batch: int) -> None:
+    row, window = torch.arange(4000), 100
+    tile = random_case(batch=batch, rows=4000, keys=4000, kv_heads=1, head_dim=4, value_head_dim=4)
+    mask = Mask(MaskCase.INTERVAL, (row - window).clamp(min=0), row + 1)
+    found = floating_operations(lambda: run(BACKEND, replace(tile, mask=mask)))
+    products = 7 * 2 * 4  # 2 in the forward, 5 in the backward, of 4 multiplications and additions
+    assert found <= products * batch * 4000 * (window + chunks.ROWS + 1)
+
+
+def test_rows_and_keys_that_meet_nothing_cost_no_products() -> None:
+    low = torch.zeros(300, dtype=torch.int64)
+    high = low.clone()
+    high[-10:] = 7
+    tile = random_case(batch=2, rows=300, keys=300, kv_heads=1, head_dim=4, value_head_dim=4)
+    mask = Mask(MaskCase.INTERVAL, low, high)
+    found = floating_operations(lambda: run(BACKEND, replace(tile, mask=mask)))
+    assert found <= 7 * 2 * 4 * 2 * chunks.ROWS * 7
 
 
 def test_it_is_offered_and_last_in_order() -> None:
@@ -348,8 +498,14 @@ def test_float64_on_metal_is_refused_with_its_reason() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("mask", list(MaskCase))
 def test_a_gpu_gives_the_same_numbers(mask: MaskCase) -> None:
-    case = random_case(mask=mask, dtype=torch.float64)
-    moved = Mask(mask, *(x if x is None else x.cuda() for x in (case.mask.low, case.mask.high)))
+    case = random_case(mask=mask, padding="B", dtype=torch.float64)
+    moved = Mask(
+        mask,
+        *(
+            x if x is None else x.cuda()
+            for x in (case.mask.low, case.mask.high, case.mask.seen, case.mask.key_seen)
+        ),
+    )
     tensors = (x.cuda() for x in (case.query, case.key, case.value, case.grad_out))
     results = run(BACKEND, Case(*tensors, moved, case.scale))
     check(case, {name: x.cpu() for name, x in results.items()})

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from jaxtyping import Float
+    from ringspan.contracts import Dropout
     from torch import Tensor
 
 __all__ = ["Manual"]
@@ -43,6 +44,8 @@ class Manual(AttentionBackend):
         masks=frozenset(MaskCase),
         value_head_dim_differs=True,
         gqa=True,
+        key_padding=True,
+        dropout=True,
     )
 
     def probe(self, device: DeviceInfo) -> Availability:
@@ -77,11 +80,12 @@ class Manual(AttentionBackend):
         *,
         mask: Mask,
         scale: float,
+        dropout: Dropout | None = None,
     ) -> TileOutput:
         """Attention of each tile on its own; see `ringspan_manual.attention.attend`."""
         # Autocast would put the products back into 16 bits.
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-            return attend(query, key, value, mask, scale)
+            return attend(query, key, value, mask, scale, dropout)
 
     def backward(
         self,
@@ -94,7 +98,8 @@ class Manual(AttentionBackend):
         *,
         mask: Mask,
         scale: float,
+        dropout: Dropout | None = None,
     ) -> Grads:
         """This tile's share of the gradients; see `ringspan_manual.attention.attend_backward`."""
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-            return attend_backward(grad_out, query, key, value, out, lse, mask, scale)
+            return attend_backward(grad_out, query, key, value, out, lse, mask, scale, dropout)

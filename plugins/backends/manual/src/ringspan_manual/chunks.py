@@ -1,61 +1,99 @@
-"""Query rows in chunks, so that no buffer is quadratic in the length; the keys each row sees."""
+"""Scores in chunks, so that no buffer is quadratic in the length, and the keys each chunk sees."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from ringspan.contracts import Mask, MaskCase
 
-from ringspan_manual.grouping import grouped_rows
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Int
     from torch import Tensor
 
-__all__ = ["SCORES_PER_CHUNK", "hidden_keys", "row_chunks", "scores"]
+__all__ = ["ROWS", "SCORES_PER_CHUNK", "Chunk", "chunks"]
 
-SCORES_PER_CHUNK = 1 << 22
-"""Most score elements held at once (16 MiB in float32), unless a single row has more."""
-
-
-def row_chunks(query: Float[Tensor, "B Lq H D"], keys: int) -> Iterator[slice]:
-    """Cuts the query rows so that one chunk's scores stay within `SCORES_PER_CHUNK`."""
-    batch, length, heads, _ = query.shape
-    rows = max(1, SCORES_PER_CHUNK // max(1, batch * heads * keys))
-    for start in range(0, length, rows):
-        yield slice(start, min(start + rows, length))
+SCORES_PER_CHUNK = 1 << 20
+"""Most score elements held at once (4 MiB in float32), unless a single row has more."""
+ROWS = 64
+"""Most rows of a chunk where rows see different keys: more of them see more keys in common."""
 
 
-def hidden_keys(
-    mask: Mask, query: Float[Tensor, "B Lq H D"], rows: slice, keys: int, kv_heads: int
-) -> Bool[Tensor, "#B #K #G*R S"] | None:
-    """True where a row of the chunk must not see a key; None where every row sees every key."""
-    if mask.case is MaskCase.FULL:
-        return None
-    batch, _, heads, _ = query.shape
-    key = torch.arange(keys, device=query.device)
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of some tiles, and the run of keys outside of which they see none."""
+
+    tiles: slice
+    rows: slice
+    keys: slice
+
+    @property
+    def length(self) -> int:
+        """Number of rows."""
+        return int(self.rows.stop - self.rows.start)
+
+
+def chunks(mask: Mask, batch: int, heads: int, length: int, keys: int) -> Iterator[Chunk]:
+    """Cuts the tiles into chunks of at most `SCORES_PER_CHUNK` scores.
+
+    Rows of an interval mask that see no key may be left out.
+
+    Example:
+        >>> from ringspan.contracts import CAUSAL
+        >>> [chunk.keys for chunk in chunks(CAUSAL, 1, 1, 100, 100)]
+        [slice(0, 64, None), slice(0, 100, None)]
+    """
+    first, last = _spans(mask, batch, heads, length, keys)
+    rows = min(length, ROWS) if mask.case in (MaskCase.CAUSAL, MaskCase.INTERVAL) else length
+    step = max(1, SCORES_PER_CHUNK // max(1, heads * rows * keys))
+    for start in range(0, batch, step):
+        tiles = slice(start, min(start + step, batch))
+        low, high = (x.expand(batch, -1)[tiles] for x in (first, last))
+        yield from _rows(tiles, low.amin(0), high.amax(0), rows, heads)
+
+
+def _rows(
+    tiles: slice, first: Int[Tensor, " Lq"], last: Int[Tensor, " Lq"], rows: int, heads: int
+) -> Iterator[Chunk]:
+    """Cuts some tiles into chunks of at most `rows` rows."""
+    width = heads * (tiles.stop - tiles.start)
+    start, length = 0, len(first)
+    while start < length:
+        chunk = _chunk(tiles, start, min(start + rows, length), first, last)
+        while chunk.length > 1 and width * chunk.length * _count(chunk.keys) > SCORES_PER_CHUNK:
+            chunk = _chunk(tiles, start, start + chunk.length // 2, first, last)
+        if _count(chunk.keys) > 0:
+            yield chunk
+        start = chunk.rows.stop
+
+
+def _chunk(tiles: slice, start: int, stop: int, first: Tensor, last: Tensor) -> Chunk:
+    keys = slice(int(first[start:stop].min()), int(last[start:stop].max()))
+    return Chunk(tiles, slice(start, stop), keys)
+
+
+def _count(keys: slice) -> int:
+    return int(keys.stop - keys.start)
+
+
+def _spans(
+    mask: Mask, batch: int, heads: int, length: int, keys: int
+) -> tuple[Int[Tensor, "#B Lq"], Int[Tensor, "#B Lq"]]:
+    """The first key that a row of any head sees, and the one after the last; on the host."""
     if mask.case is MaskCase.CAUSAL:
-        row = torch.arange(rows.start, rows.stop, device=query.device)
-        return (key > row[:, None]).repeat(heads // kv_heads, 1)
+        return torch.zeros(1, length, dtype=torch.int64), torch.arange(1, length + 1)[None]
+    if mask.case is not MaskCase.INTERVAL:
+        return torch.zeros(1, length, dtype=torch.int64), torch.full((1, length), keys)
     assert mask.low is not None
     assert mask.high is not None
-    every_row = (batch, heads, query.shape[1])
-    low, high = (
-        grouped_rows(bound.broadcast_to(every_row)[..., rows], kv_heads)
-        for bound in (mask.low, mask.high)
-    )
-    return (key < low) | (key >= high)
-
-
-def scores(
-    query: Float[Tensor, "B K G*R D"],
-    key: Float[Tensor, "B K S D"],
-    hidden: Bool[Tensor, "#B #K #G*R S"] | None,
-    scale: float,
-) -> Float[Tensor, "B K G*R S"]:
-    """`scale * <q, k>`, and -inf where the key is hidden."""
-    result = (query @ key.mT).mul_(scale)
-    return result if hidden is None else result.masked_fill_(hidden, -torch.inf)
+    every_row = (batch, heads, length)
+    low, high = (x.broadcast_to(every_row).clamp(0, keys) for x in (mask.low, mask.high))
+    empty = low >= high
+    first = low.masked_fill(empty, keys).amin(1)
+    last = high.masked_fill(empty, 0).amax(1)
+    # One copy for both: it waits for the device.
+    both = torch.stack((first, last)).cpu()
+    return both[0], both[1]

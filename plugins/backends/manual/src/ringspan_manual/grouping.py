@@ -1,7 +1,7 @@
 """Heads in groups: the query heads that share a key/value head, side by side.
 
 Shape suffixes in this package: `K` key/value heads, `G` query heads per key/value head,
-`R` the rows (queries) of one chunk, `S` keys.
+`R` the rows (queries) of one chunk, `S` its keys.
 """
 
 from __future__ import annotations
