@@ -10,7 +10,7 @@ import pytest
 import ringspan as rs
 import torch
 from hypothesis import given
-from ringspan.contracts import Cliques, Domain, Pattern
+from ringspan.contracts import Cliques, Domain, Listed, Part, Pattern
 from ringspan.testing import assert_exact, reference, yardstick
 from ringspan.testing.multiplicity import dense
 from ringspan.testing.strategies import Configuration, configurations
@@ -148,11 +148,11 @@ def test_memory_that_holds_nan_never_shows(monkeypatch: pytest.MonkeyPatch) -> N
 class EvenAndOdd(Pattern):
     """A third party's pattern: even positions see each other, and so do odd ones."""
 
-    def cliques(self, domain: Domain) -> Iterable[Cliques]:
+    def parts(self, domain: Domain) -> Iterable[Part]:
         everyone = np.arange(domain.N)
         rows = np.concatenate([everyone[::2], everyone[1::2]])
         lengths = np.array([len(everyone[::2]), len(everyone[1::2])])
-        yield Cliques.of(tuple(range(domain.kv_heads)), rows, lengths)
+        yield Cliques(tuple(range(domain.heads)), Listed.of(rows, lengths))
 
 
 def test_a_pattern_may_be_written_by_anyone() -> None:

@@ -77,14 +77,14 @@ def _ring_of(rank: int, world_size: int) -> tuple[Any, Kernels, KeyValue, Channe
     events: list[str] = []
     layout = Layout(4 * world_size, world_size)
     plan = make_plan(Dense(), causal=False, kv_heads=1, layout=layout, rank=rank)
-    kernels = Kernels(_Choice(_Noting(events)), 0.5, 1)  # type: ignore[arg-type]
+    kernels = Kernels(_Choice(_Noting(events)), 0.5, plan)  # type: ignore[arg-type]
     local = KeyValue(torch.randn(1, 4, 1, 2), torch.randn(1, 4, 1, 2))
     return plan, kernels, local, Channel(_Recording(rank, world_size, events), 5), events
 
 
 def test_the_next_rows_are_on_their_way_before_the_current_ones_are_computed() -> None:
     plan, kernels, local, channel, events = _ring_of(1, 3)
-    execute.forward(plan, kernels, torch.randn(1, 4, 1, 2), local, channel)
+    execute.forward(plan, kernels, torch.randn(1, 4, 1, 2), local, None, channel)
     assert events == [
         "post rows 1",
         "compute",
@@ -130,8 +130,8 @@ def _run(backend: Toy) -> tuple[Tensor, ...]:
     layout = Layout(12)
     plan = make_plan(Dilated((4, 12), (1, 3)), causal=True, kv_heads=2, layout=layout, rank=0)
     q, k, v = torch.randn(3, 1, 12, 2, 4).unbind()
-    kernels = Kernels(_Choice(backend), 0.5, 1)  # type: ignore[arg-type]
-    out, lse = execute.forward(plan, kernels, q, KeyValue(k, v), None)
+    kernels = Kernels(_Choice(backend), 0.5, plan)  # type: ignore[arg-type]
+    out, lse = execute.forward(plan, kernels, q, KeyValue(k, v), None, None)
     return execute.backward(plan, kernels, Saved(out, q, KeyValue(k, v), out, lse), None)
 
 
@@ -161,9 +161,9 @@ def test_kernels_that_take_strides_get_views_without_copies() -> None:
     layout = Layout(16)
     plan = make_plan(Dilated((8, 16), (2, 4)), causal=False, kv_heads=4, layout=layout, rank=0)
     x = torch.randn(1, 16, 4, 8)
-    kernels = Kernels(_Choice(Strided()), 0.5, 1)  # type: ignore[arg-type]
-    execute.forward(plan, kernels, x, KeyValue(x, x), None)
-    assert seen == [{x.untyped_storage().data_ptr()}] * len(plan.steps[0].tiles)
+    kernels = Kernels(_Choice(Strided()), 0.5, plan)  # type: ignore[arg-type]
+    execute.forward(plan, kernels, x, KeyValue(x, x), None, None)
+    assert seen == [{x.untyped_storage().data_ptr()}] * len(plan.steps[0].work)
 
 
 @pytest.mark.parametrize("fault", ["out shape", "out dtype", "lse shape", "lse dtype", "grads"])

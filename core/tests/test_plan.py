@@ -33,7 +33,8 @@ def _visible(tiles: Tiles, tile: int, head: int, query: int) -> int:
         assert tiles.query_length == tiles.key_length
         return query + 1
     assert tiles.high is not None
-    return int(tiles.high.rows[tile, head, query])
+    high = tiles.high.rows
+    return int(high[tile, head % high.shape[1], query])
 
 
 def _counted(plans: list[Plan], layout: Layout, kv_heads: int) -> torch.Tensor:
@@ -131,7 +132,7 @@ def test_rates_that_divide_take_the_fewest_launches() -> None:
     pattern = Dilated((64, 128, 256, 512, 1024), (1, 2, 4, 8, 16))
     plan = make_plan(pattern, causal=False, kv_heads=16, layout=Layout(2048), rank=0)
     # min(r, H / r) per branch: 1 + 2 + 4 + 2 + 1
-    assert len(plan.steps[0].tiles) == 10
+    assert len(plan.steps[0].work) == 10
     assert all(isinstance(tiles.query, Affine) for tiles in plan.steps[0].tiles)
 
 

@@ -144,7 +144,7 @@ def attention(
         dropout_p=dropout_p,
         padded=key_padding is not None,
     )
-    N = validation.check_call(call, tensors, ranks, packed)
+    N = validation.check_call(call, tensors, ranks)
     out: Tensor
     lse: Tensor
     out, lse, _ = operator.attention(*tensors, call.text, N, drawn)
@@ -248,7 +248,7 @@ def explain(
     if isinstance(q, Inputs):
         if k is not None or v is not None:
             raise InvalidArgument("k", expected="None beside Inputs", got=type(k).__name__)
-        validation.check_described(call, q, packed, positions)
+        validation.check_described(call, q.N)
         return explain_call(call, q, packed, _queries(positions, q.N, q.N))
     if k is None or v is None:
         raise InvalidArgument("k", expected="q, k and v, or Inputs", got="None")
@@ -256,8 +256,9 @@ def explain(
     validation.check_tensors(q, k, v)
     padding = key_padding if isinstance(key_padding, torch.Tensor) else None
     asked = validation.checked_sink(sink, q)
-    tensors = Tensors(q, k, v, asked, padding, None, positions)
-    N = validation.check_call(call, tensors, Ranks.of(group), packed)
+    lengths = None if packed is None else packed.tensor
+    tensors = Tensors(q, k, v, asked, padding, lengths, positions)
+    N = validation.check_call(call, tensors, Ranks.of(group))
     if N == operator.AGREE_ON_LENGTHS:
         raise InvalidArgument(
             "layout",

@@ -15,12 +15,9 @@ from ringspan.contracts.errors import InvalidArgument, NotYetSupported
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
 from ringspan.engine.call import Call
-from ringspan.engine.explanation import Inputs
 from ringspan.engine.operator import AGREE_ON_LENGTHS, DRAW_SEED, Tensors
-from ringspan.plan.cross import check_cross
 from ringspan.plan.groups import Ranks
 from ringspan.plan.layout import Layout
-from ringspan.plan.schedule import domain_of
 
 __all__ = [
     "DTYPES",
@@ -110,29 +107,29 @@ def _check_heads(heads: int, kv_heads: int) -> None:
         )
 
 
-def check_call(
-    call: Call, tensors: Tensors, ranks: Ranks, documents: Documents | None = None
-) -> int:
-    """Checks all options of a call on this rank's tensors.
+def check_call(call: Call, tensors: Tensors, ranks: Ranks) -> int:
+    """Checks all options of a call on this rank's tensors; the plan checks what lengths decide.
 
     Returns:
         The number of keys over all ranks, or `AGREE_ON_LENGTHS` where the ranks have to ask each
         other.
     """
-    rows, key_rows = tensors.query.shape[1], tensors.key.shape[1]
-    N = check_rows(call, key_rows, ranks)
-    if tensors.query_positions is not None or rows != key_rows:
-        _check_cross(call, tensors, ranks, documents)
-    if N != AGREE_ON_LENGTHS:
-        heads, kv_heads = tensors.query.shape[2], tensors.key.shape[2]
-        _check_laid_out(call, call.layout_for(N), heads, kv_heads, documents)
-    elif documents is not None or tensors.key_padding is not None:
-        raise InvalidArgument(
-            "layout",
-            expected="a Layout beside documents or key_padding, which describe the global sequence",
-            got="None",
-            remedy="Pass layout=Layout(N, world_size)",
-        )
+    rows = tensors.query.shape[1]
+    N = check_rows(call, tensors.key.shape[1], ranks)
+    if tensors.query_positions is not None or rows != tensors.key.shape[1]:
+        _check_cross(call, tensors, ranks)
+    if N == AGREE_ON_LENGTHS:
+        for name, value in (
+            ("documents", tensors.documents),
+            ("key_padding", tensors.key_padding),
+        ):
+            if value is not None:
+                raise InvalidArgument(
+                    "layout",
+                    expected=f"a Layout beside {name}, which describes the global sequence",
+                    got="None",
+                    remedy="Pass layout=Layout(N, world_size)",
+                )
     check_key_padding(tensors.key_padding, call, tensors.query, N)
     return N
 
@@ -163,15 +160,17 @@ def check_rows(call: Call, rows: int, ranks: Ranks) -> int:
     return layout.N
 
 
-def _check_cross(call: Call, tensors: Tensors, ranks: Ranks, documents: Documents | None) -> None:
+def _check_cross(call: Call, tensors: Tensors, ranks: Ranks) -> None:
     """Queries that are not the tokens of the keys."""
-    rows, N = tensors.query.shape[1], tensors.key.shape[1]
-    for name, value in (("group", ranks.group), ("layout", call.layout), ("documents", documents)):
-        if value is not None and not (name == "group" and ranks.world_size == 1):
+    rows = tensors.query.shape[1]
+    group = ranks.group if ranks.world_size > 1 else None
+    refused = (("group", group), ("layout", call.layout), ("documents", tensors.documents))
+    for name, value in refused:
+        if value is not None:
             raise NotYetSupported(
                 name,
-                expected="None beside query_positions, or where q and k differ in length",
-                got=f"{rows} queries, {N} keys, and {name}",
+                expected="None beside query_positions, and where q and k differ in length",
+                got=f"{name} with {rows} queries and {tensors.key.shape[1]} keys",
             )
     positions = tensors.query_positions
     if positions is not None and positions.shape != (rows,):
@@ -180,31 +179,6 @@ def _check_cross(call: Call, tensors: Tensors, ranks: Ranks, documents: Document
             expected=f"[{rows}], one for each token of q",
             got=f"shape {_shape(positions)}",
         )
-    at = None if positions is None else positions.cpu().numpy()
-    check_cross(call.pattern, at, rows, N, call.causal)
-
-
-def _check_laid_out(
-    call: Call, layout: Layout, heads: int, kv_heads: int, documents: Documents | None
-) -> None:
-    """What can be said once the number of tokens is known."""
-    if documents is not None:
-        if documents.N != layout.N:
-            raise InvalidArgument(
-                "documents",
-                expected=f"documents that end at N = {layout.N}",
-                got=f"{documents!r}",
-            )
-        if isinstance(layout.tokens, Grid):
-            raise InvalidArgument(
-                "tokens",
-                expected="Coordinates beside documents: one grid cannot hold several documents",
-                got=repr(layout.tokens),
-                remedy="Pass Coordinates of every token in its own document",
-            )
-    call.pattern.check(
-        domain_of(layout, heads=heads, kv_heads=kv_heads, documents=documents, causal=call.causal)
-    )
 
 
 def check_key_padding(padding: Tensor | None, call: Call, query: Tensor, N: int) -> None:
@@ -237,18 +211,11 @@ def check_key_padding(padding: Tensor | None, call: Call, query: Tensor, N: int)
         )
 
 
-def check_described(
-    call: Call, inputs: Inputs, documents: Documents | None, positions: Tensor | None
-) -> None:
-    """Checks all options of a call on tokens that are described, over all ranks."""
+def check_described(call: Call, N: int) -> None:
+    """Checks all options of a call on `N` described tokens over all ranks."""
     _check_options(call)
-    _check_count("layout", call.layout, inputs.N)
-    _check_count("tokens", call.tokens, inputs.N)
-    kv_heads = inputs.kv_heads or inputs.heads
-    _check_laid_out(call, call.layout_for(inputs.N), inputs.heads, kv_heads, documents)
-    if positions is not None:
-        at = positions.cpu().numpy()
-        check_cross(call.pattern, at, len(at), inputs.N, call.causal)
+    _check_count("layout", call.layout, N)
+    _check_count("tokens", call.tokens, N)
 
 
 def checked_documents(documents: object) -> Documents | None:

@@ -133,7 +133,7 @@ class Tiles:
             return heads * int(sums[self.seen.which].sum())
         if self.low is not None and self.high is not None:
             pairs = np.maximum(self.high.rows - self.low.rows, 0)
-            return int(pairs.sum()) * heads // pairs.shape[1]
+            return heads * int(pairs.sum()) // int(pairs.shape[1])
         if self.mask is MaskCase.CAUSAL:
             return self.count * heads * self.query_length * (self.query_length + 1) // 2
         return self.count * heads * self.query_length * self.key_length

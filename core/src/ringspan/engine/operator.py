@@ -409,9 +409,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_out is None:
         return (None,) * 10
-    *grads, of_sink = attention_backward(grad_out, *ctx.saved_tensors, ctx.call, ctx.N)
-    has_sink = ctx.saved_tensors[3] is not None
-    return (*grads, of_sink if has_sink else None, *(None,) * 6)
+    # Asked for once: checkpointing computes them anew each time.
+    saved = ctx.saved_tensors
+    *grads, of_sink = attention_backward(grad_out, *saved, ctx.call, ctx.N)
+    return (*grads, None if saved[3] is None else of_sink, *(None,) * 6)
 
 
 attention.register_autograd(_backward, setup_context=_setup_context)

@@ -41,10 +41,14 @@ def _tile(problem: Problem) -> tuple[torch.Tensor, ...]:
 
 
 def _mask(problem: Problem) -> Mask:
-    if problem.mask is not MaskCase.INTERVAL:
-        return Mask(problem.mask)
+    """A triangle, however the mask case says it."""
     high = torch.arange(1, _LENGTH + 1, device=problem.device).view(1, 1, -1)
-    return Mask(problem.mask, torch.zeros_like(high), high)
+    if problem.mask is MaskCase.INTERVAL:
+        return Mask(problem.mask, torch.zeros_like(high), high)
+    if problem.mask is MaskCase.BITMAP:
+        seen = torch.arange(_LENGTH, device=problem.device) < high[..., None]
+        return Mask(problem.mask, seen=seen)
+    return Mask(problem.mask)
 
 
 def _run(

@@ -26,10 +26,9 @@ _ROWS = 512
 """Query rows of a tile where a window hides most keys."""
 
 
-def check_cross(
-    pattern: Pattern, positions: Ints | None, length: int, N: int, causal: bool
-) -> None:
-    """Refuses queries that the pattern cannot place among `N` keys."""
+def check_cross(pattern: Pattern, queries: QueryPositions, domain: Domain) -> None:
+    """Refuses queries that the pattern cannot place among the keys."""
+    positions, length, N = queries.positions, queries.length, domain.N
     if positions is None:
         if not isinstance(pattern, Dense) or pattern.along is not None:
             raise InvalidArgument(
@@ -38,7 +37,7 @@ def check_cross(
                 "among the keys",
                 got=f"{length} tokens with {pattern!r}",
             )
-        if causal or pattern.window is not None:
+        if domain.causal or pattern.window is not None:
             raise InvalidArgument(
                 "query_positions",
                 expected=f"positions of {length} queries among {N} keys, for causal or a window",

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.masks import MaskCase
 from ringspan.contracts.pattern import Blocks, Cliques, Domain, Part, Pattern, Windows
+from ringspan.contracts.tokens import Grid, Tokens
 from ringspan.contracts.work import Indexed
 from ringspan.patterns.dense import Dense
-from ringspan.plan.cross import cross_work
+from ringspan.plan.cross import check_cross, cross_work
 from ringspan.plan.firsts import mark_first
 from ringspan.plan.holdings import Holdings
 from ringspan.plan.meetings import Meeting, Meetings
@@ -29,14 +31,24 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["domain_of", "make_plan", "parts_of"]
+__all__ = ["make_plan", "parts_of"]
 
 
-def domain_of(
-    layout: Layout, *, heads: int, kv_heads: int, documents: Documents | None, causal: bool
-) -> Domain:
-    """What a pattern is laid over in a call."""
-    return Domain(layout.tokens, heads, kv_heads, order, documents, causal)
+def check_documents(documents: Documents | None, tokens: Tokens) -> None:
+    """Refuses documents that are not the tokens', or that one grid cannot hold."""
+    if documents is None:
+        return
+    if documents.N != tokens.N:
+        raise InvalidArgument(
+            "documents", expected=f"documents that end at N = {tokens.N}", got=repr(documents)
+        )
+    if isinstance(tokens, Grid):
+        raise InvalidArgument(
+            "tokens",
+            expected="Coordinates beside documents: one grid cannot hold several documents",
+            got=repr(tokens),
+            remedy="Pass Coordinates of every token in its own document",
+        )
 
 
 def make_plan(
@@ -54,9 +66,16 @@ def make_plan(
 
     `heads` counts query heads, by default as many as `kv_heads`; `queries`, on one rank only,
     are those of a call whose queries are not the tokens of the keys.
+
+    Raises:
+        InvalidArgument: the pattern, documents or queries do not fit the tokens.
     """
     heads = kv_heads if heads is None else heads
-    domain = domain_of(layout, heads=heads, kv_heads=kv_heads, documents=documents, causal=causal)
+    domain = Domain(layout.tokens, heads, kv_heads, order, documents, causal)
+    check_documents(documents, layout.tokens)
+    if queries is not None:
+        check_cross(pattern, queries, domain)
+    pattern.check(domain)
     keys = Holdings.of(layout)
     if queries is not None and isinstance(pattern, Dense):
         positions = np.arange(queries.length) if queries.positions is None else queries.positions
