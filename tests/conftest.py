@@ -17,8 +17,9 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.append(ROOT)
 
+from ringspan.testing.ranks import Ring  # noqa: E402
+
 from tests.installation import Installation, make  # noqa: E402
-from tests.ranks import Ring  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

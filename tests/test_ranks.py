@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.distributed as dist
-
-from tests.ranks import Ring
+from ringspan.testing.ranks import Ring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
