@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ringspan.errors import InvalidArgument
 from ringspan.nn import CrossAttention
+from torch._dynamo.utils import counters
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -140,6 +141,36 @@ def test_dropout_acts_in_training_alone() -> None:
     assert not torch.equal(layer(x, context), layer(x, context))
     layer.eval()
     assert torch.equal(layer(x, context), layer(x, context))
+
+
+@pytest.mark.parametrize("Nk", [4, 9])
+def test_every_query_has_a_dropout_mask_of_its_own(Nk: int) -> None:
+    layer = CrossAttention(16, 4, dropout_p=0.5)
+    x, context = torch.randn(1, 1, 16).expand(1, 4, 16), torch.randn(1, Nk, 16)
+    for padding in (None, torch.ones(1, Nk).bool()):
+        assert len(layer(x, context, key_padding=padding)[0].unique(dim=0)) == 4
+
+
+def test_a_compiled_module_is_whole() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    module = CrossAttention(16, 4, sink=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for Nk in (7, 9, 12):
+        x, context = torch.randn(2, 5, 16), torch.randn(2, Nk, 16)
+        key_padding = torch.rand(2, Nk) > 0.3
+        out = compiled(x, context, key_padding=key_padding)
+        torch.testing.assert_close(out, module(x, context, key_padding=key_padding))
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_under_autocast_attention_runs_in_its_dtype() -> None:
+    layer = CrossAttention(16, 4, sink=True)
+    x, context = torch.randn(2, 5, 16), torch.randn(2, 7, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x, context)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), layer(x, context), atol=0.03, rtol=0.03)
 
 
 def test_rs_has_the_module() -> None:

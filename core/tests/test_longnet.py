@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import ringspan as rs
 import torch
+from ringspan.contracts.documents import Documents
 from ringspan.demo.model import ByteModel
 from ringspan.demo.settings import Settings
 from ringspan.errors import InvalidArgument
@@ -125,8 +126,25 @@ def test_no_logit_depends_on_a_later_token() -> None:
     assert not torch.equal(logits[:, 12:], others[:, 12:])
 
 
+def test_packed_documents_equal_each_document_alone() -> None:
+    model = awake(LongNet(11, 16, 2, 4, [PATTERN, rs.Dense(window=(3, 0))], sink=True))
+    documents = Documents([5, 0, 14, 1])
+    tokens = torch.randint(11, (2, documents.N))
+    alone = [model(part) for part in tokens.split(documents.lengths.tolist(), 1)]
+    torch.testing.assert_close(model(tokens, documents=documents), torch.cat(alone, 1))
+
+
+def test_padding_after_a_text_changes_nothing_for_it() -> None:
+    model = awake(LongNet(11, 16, 2, 4, [PATTERN, rs.Dense()]))
+    tokens = torch.randint(11, (2, 13))
+    key_padding = torch.arange(13) < torch.tensor([[13], [6]])
+    out = model(tokens, key_padding=key_padding)
+    torch.testing.assert_close(out[:1], model(tokens[:1]))
+    torch.testing.assert_close(out[1:, :6], model(tokens[1:, :6]))
+
+
 def test_every_parameter_gets_a_gradient() -> None:
-    model = awake(LongNet(11, 16, 2, 4, PATTERN, bias=True))
+    model = awake(LongNet(11, 16, 2, 4, PATTERN, bias=True, sink=True))
     model(torch.randint(11, (2, 9))).logsumexp(-1).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import ringspan as rs
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from ringspan.contracts.documents import Documents
 from ringspan.engine.call import Call
 from ringspan.errors import InvalidArgument
@@ -144,6 +146,97 @@ def test_a_compiled_module_is_whole_with_a_layout() -> None:
         grads = [torch.autograd.grad(y, x, upstream)[0] for y in (out, expected)]
         torch.testing.assert_close(*grads)
     # One graph for the first length, and one for all others.
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+@st.composite
+def packed(draw: st.DrawFn) -> Documents:
+    return Documents(draw(st.lists(st.integers(0, 9), min_size=1, max_size=5)))
+
+
+@given(
+    documents=packed(),
+    pattern=st.sampled_from([rs.Dense(), rs.Dense(window=(2, 0)), rs.Dilated((3, 6), (1, 2))]),
+    causal=st.booleans(),
+)
+def test_packed_documents_equal_each_document_alone(
+    documents: Documents, pattern: rs.Dense | rs.Dilated, causal: bool
+) -> None:
+    layer = SelfAttention(16, 4, pattern, kv_heads=2, causal=causal, sink=True, dtype=torch.float64)
+    x = torch.randn(2, documents.N, 16, dtype=torch.float64)
+    alone = [layer(part) for part in x.split(documents.lengths.tolist(), 1)]
+    expected = torch.cat(alone, 1)
+    torch.testing.assert_close(layer(x, documents=documents), expected)
+    cumulative = torch.tensor([0, *documents.lengths.cumsum()])
+    torch.testing.assert_close(layer(x, documents=cumulative), expected)
+    layout = rs.Layout(documents.N)
+    torch.testing.assert_close(layer(x, documents=documents, layout=layout), expected)
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+def test_padding_after_the_real_tokens_changes_nothing_for_them(rotary: bool) -> None:
+    layer = SelfAttention(16, 4, rs.Dilated((4, 12), (1, 3)), causal=False, rotary=rotary)
+    x = torch.randn(2, 12, 16)
+    key_padding = torch.arange(12) < torch.tensor([[12], [8]])
+    out = layer(x, key_padding=key_padding)
+    torch.testing.assert_close(out[:1], layer(x[:1]))
+    torch.testing.assert_close(out[1:, :8], layer(x[1:, :8]))
+    assert not out[1, 8:].any()
+
+
+def test_a_sink_takes_weight_from_the_keys_and_learns() -> None:
+    layer = SelfAttention(16, 4, rs.Dense(), sink=True)
+    plain = SelfAttention(16, 4, rs.Dense())
+    plain.load_state_dict({n: w for n, w in layer.state_dict().items() if n != "sink"})
+    x = torch.randn(1, 7, 16)
+    assert layer.sink is not None
+    assert layer.sink.tolist() == [0.0] * 4
+    with torch.no_grad():
+        layer.sink.fill_(-200.0)
+    torch.testing.assert_close(layer(x), plain(x))
+    with torch.no_grad():
+        layer.sink.fill_(0.5)
+    q, k, v = layer.project(x, torch.arange(7))
+    expected = layer.finish(rs.attention(q, k, v, causal=True, sink=torch.full((4,), 0.5)))
+    out = layer(x)
+    torch.testing.assert_close(out, expected)
+    out.square().sum().backward()
+    assert layer.sink.grad is not None
+    assert layer.sink.grad.all()
+
+
+def test_dropout_acts_in_training_alone_and_follows_torchs_generator() -> None:
+    layer = SelfAttention(16, 4, rs.Dense(), dropout_p=0.5)
+    x = torch.randn(1, 9, 16)
+    torch.manual_seed(0)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
+def test_under_autocast_attention_runs_in_its_dtype() -> None:
+    layer = SelfAttention(16, 4, rs.Dense(), kv_heads=2, sink=True)
+    x = torch.randn(2, 11, 16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x)
+        q, k, v = layer.project(x, torch.arange(11))
+    assert {part.dtype for part in (out, q, k, v)} == {torch.bfloat16}
+    torch.testing.assert_close(out.float(), layer(x), atol=0.03, rtol=0.03)
+    out.float().sum().backward()
+    assert {p.grad.dtype for p in (x, *layer.parameters())} == {torch.float32}  # type: ignore[union-attr]
+
+
+def test_a_compiled_module_is_whole_with_documents() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    module = SelfAttention(16, 4, rs.Dilated((4, 8), (1, 2)), sink=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for N in (5, 6, 12, 29):
+        x, documents = torch.randn(2, N, 16), Documents([2, N - 2])
+        torch.testing.assert_close(compiled(x, documents=documents), module(x, documents=documents))
     assert counters["stats"]["unique_graphs"] <= 2
 
 
@@ -297,6 +390,14 @@ def test_input_of_another_shape_is_refused_by_name(x: Any) -> None:
         {"tokens": rs.Grid(3, 3)},
         {"layout": rs.Layout(8), "tokens": rs.Grid(3, 3)},
         {"layout": rs.Layout(8), "group": "world"},
+        {"documents": Documents([3, 4])},
+        {"documents": Documents([])},
+        {"documents": [1, 8]},
+        {"documents": "x"},
+        {"documents": Documents([8]), "tokens": rs.Grid(2, 4)},
+        {"key_padding": torch.ones(1, 7).bool()},
+        {"key_padding": torch.ones(1, 8)},
+        {"key_padding": [True] * 8},
     ],
 )
 def test_a_module_refuses_what_attention_refuses(rotary: bool, options: dict[str, Any]) -> None:

@@ -47,7 +47,8 @@ def row_positions(
 @torch.library.custom_op("ringspan::positions", mutates_args=())
 def _positions(lengths: Tensor | None, call: str, N: int, rank: int, rows: int) -> Tensor:
     held = Call.from_text(call, N).layout_for(N).positions(rank)
-    if lengths is None:
+    # Documents that do not fit the sequence are for attention to refuse.
+    if lengths is None or not len(lengths):
         return held
     starts = lengths.cumsum(0) - lengths
     return held - starts[torch.searchsorted(starts, held, right=True) - 1]

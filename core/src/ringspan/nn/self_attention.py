@@ -12,7 +12,7 @@ from ringspan.api import attention
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Pattern
 from ringspan.engine.call import Call
-from ringspan.engine.operator import AGREE_ON_LENGTHS, Tensors
+from ringspan.engine.operator import AGREE_ON_LENGTHS
 from ringspan.nn.checks import check_rows, check_switches
 from ringspan.nn.positions import row_positions
 from ringspan.nn.projections import Projections
@@ -146,14 +146,12 @@ class SelfAttention(Projections):
         if cache is not None:
             self._check_cached(cache, options)
             return self._step(x, cache)
-        q, k, v = self._projected(x)
         packed = validation.checked_documents(documents)
         options["documents"] = packed
+        positions = None
         if self.rotary is not None:
-            # What attention would refuse later must not be read as positions before.
-            call = Call(self.pattern, self.causal, tokens=tokens, layout=layout)
-            tensors = Tensors(q, k, v, key_padding=key_padding)
-            q, k = self.rotary.rotate(_positions(call, tensors, Ranks.of(group), packed), q, k)
+            positions = _positions(self.pattern, x, layout, Ranks.of(group), tokens, packed)
+        q, k, v = self.project(x, positions)
         out = attention(
             q,
             k,
@@ -174,7 +172,8 @@ class SelfAttention(Projections):
 
         With `finish`, for those who compute what lies between themselves.
         """
-        q, k, v = self._projected(x)
+        q = self.project_query(x)
+        k, v = self.project_context(x)
         if self.rotary is not None:
             if positions is None:
                 raise InvalidArgument(
@@ -182,9 +181,6 @@ class SelfAttention(Projections):
                 )
             q, k = self.rotary.rotate(positions, q, k)
         return q, k, v
-
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.project_query(x), *self.project_context(x)
 
     def _step(self, x: Tensor, cache: Cache) -> Tensor:
         positions = cache.length + torch.arange(x.shape[1], device=x.device)
@@ -284,8 +280,17 @@ def _branches(values: Any) -> Any:
     return tuple(values) if isinstance(values, Iterable) else values
 
 
-def _positions(call: Call, tensors: Tensors, ranks: Ranks, documents: Documents | None) -> Tensor:
-    N = validation.check_call(call, tensors, ranks, documents)
+def _positions(
+    pattern: Pattern,
+    x: Tensor,
+    layout: Layout | None,
+    ranks: Ranks,
+    tokens: Tokens | None,
+    documents: Documents | None,
+) -> Tensor:
+    call = Call(pattern, tokens=tokens, layout=layout)
+    # What attention would refuse later must not be read as positions before.
+    N = validation.check_rows(call, x.shape[1], ranks)
     if N == AGREE_ON_LENGTHS:
         raise InvalidArgument(
             "layout",
@@ -294,5 +299,4 @@ def _positions(call: Call, tensors: Tensors, ranks: Ranks, documents: Documents 
             remedy="Pass layout=Layout(N, world_size)",
         )
     lengths = None if documents is None else documents.tensor
-    rows, device = tensors.query.shape[1], tensors.query.device
-    return row_positions(call, N, ranks.rank, rows=rows, lengths=lengths, device=device)
+    return row_positions(call, N, ranks.rank, rows=x.shape[1], lengths=lengths, device=x.device)
