@@ -75,13 +75,13 @@ class XPos(nn.Module):
 
 
 def _check_scale(lengths: Sequence[int], scale_base: float, dtype: torch.dtype) -> None:
-    """The first channel is scaled most: by (1.4 / 0.4) ** (L / 2 / scale_base) at the ends."""
-    longest = int(2 * scale_base * math.log(torch.finfo(dtype).max) / math.log(1.4 / 0.4))
+    """Scores between the ends grow by up to `(1.4 / 0.4) ** (L / scale_base)`, in channel 0."""
+    longest = int(scale_base * math.log(torch.finfo(dtype).max) / math.log(1.4 / 0.4))
     if max(lengths, default=0) > longest:
         raise InvalidArgument(
             "xpos_scale_base",
-            expected=f"at most {longest} tokens with {scale_base} in {dtype}, "
-            "where the scales of their ends are numbers",
+            expected=f"at most {longest} tokens with {scale_base} in {dtype}: between the ends of "
+            "more, scores overflow",
             got=f"{max(lengths)} tokens",
             remedy="Use a wider dtype or shorter sequences",
         )
