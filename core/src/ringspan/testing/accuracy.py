@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ringspan.contracts.errors import InvalidArgument
-from ringspan.testing.plain import plain
 from ringspan.testing.formula import (
     NOTHING,
     Extras,
@@ -36,6 +35,7 @@ from ringspan.testing.formula import (
     reference,
     spread_heads,
 )
+from ringspan.testing.plain import plain
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

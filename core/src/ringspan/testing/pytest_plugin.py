@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Verdict", "verdict", "verdict_of"]
+    from ringspan.testing.ranks import Ring
+    from ringspan.testing.suites.base import Suite
+
+__all__ = ["Verdict", "ringspan_rings", "ringspan_verdict", "verdict_of"]
 
 pytest.register_assert_rewrite("ringspan.testing.suites")
 
@@ -26,16 +29,16 @@ REPLACED = "ringspan: replaces the standard test"
 class Verdict:
     """What a standard test found; kept with its report.
 
-    Every problem is either computed exactly or refused with reasons, and the report counts both.
+    Every problem is either served, and rightly, or refused with reasons. The report counts both.
     """
 
     def __init__(self, record: Callable[[str, object], None]) -> None:
         self._record = record
         self._seen: set[str] = set()
 
-    def exact(self) -> None:
+    def served(self) -> None:
         """The problem was served, and the result is right."""
-        self._once("exact")
+        self._once("served")
 
     def refused(self, *reasons: str) -> None:
         """The provider declares that it does not serve the problem.
@@ -56,18 +59,31 @@ class Verdict:
 
 
 @pytest.fixture
-def verdict(record_property: Callable[[str, object], None]) -> Verdict:
+def ringspan_verdict(record_property: Callable[[str, object], None]) -> Verdict:
     """Where a standard test says whether its problem was served or refused."""
     return Verdict(record_property)
 
 
+@pytest.fixture(scope="class")
+def ringspan_rings() -> Iterator[dict[tuple[int, str], Ring]]:
+    """Rings of processes that stay up from one test of a class to the next.
+
+    By world size and backend of the process group.
+    """
+    rings: dict[tuple[int, str], Ring] = {}
+    yield rings
+    for ring in rings.values():
+        ring.close()
+
+
 def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> None:
     """Fails the collection of a suite that has lost a standard test without a reason."""
-    if not _is_suite(obj) or not collector.istestclass(obj, name):
+    suite = _suite(obj)
+    if suite is None or not collector.istestclass(obj, name):
         return
     from ringspan.testing.suites.base import departures
 
-    if silent := [each.name for each in departures(obj) if not each.reason]:
+    if silent := [each.name for each in departures(suite) if not each.reason]:
         raise collector.CollectError(
             f"{name}: standard tests are overridden or removed without a reason: "
             f"{', '.join(silent)}. Decorate the replacement with "
@@ -77,8 +93,8 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Keeps the reason of a replaced test with its report; marks need one too."""
-    suite = getattr(item, "cls", None)
-    if not _is_suite(suite) or getattr(item, "originalname", None) not in suite.standard:
+    suite = _suite(getattr(item, "cls", None))
+    if suite is None or getattr(item, "originalname", None) not in suite.standard:
         return
     reason = getattr(getattr(item, "function", None), "replaces", "")
     if reason:
@@ -104,27 +120,28 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         return
     terminalreporter.section("conformance")
     for suite, found in verdicts.items():
-        terminalreporter.line(f"{suite}: {found['exact']} exact, {found['refused']} refused")
+        terminalreporter.line(f"{suite}: {found['served']} served, {found['refused']} refused")
     for test, reason in replaced.items():
         terminalreporter.line(f"{test} replaces the standard test: {reason}")
 
 
 def verdict_of(report: Any) -> str:
-    """`"exact"` where a test computed anything, `"refused"` where it did not; else empty."""
+    """`"served"` where a test had anything to check, `"refused"` where it had not; else empty."""
     found = _properties(report, VERDICT)
-    return ("exact" if "exact" in found else "refused") if found else ""
+    return ("served" if "served" in found else "refused") if found else ""
 
 
 def _properties(report: Any, key: str) -> list[str]:
     return [str(value) for name, value in getattr(report, "user_properties", ()) if name == key]
 
 
-def _is_suite(obj: object) -> bool:
+def _suite(obj: object) -> type[Suite] | None:
+    """`obj` if it is a suite; no suite can be there before their base is imported."""
     base = sys.modules.get("ringspan.testing.suites.base")
-    return base is not None and isinstance(obj, type) and issubclass(obj, base.Suite)
+    found = base is not None and isinstance(obj, type) and issubclass(obj, base.Suite)
+    return cast("type[Suite]", obj) if found else None
 
 
 def _reason(mark: pytest.Mark) -> str:
     positional = mark.args[0] if mark.name == "skip" and mark.args else ""
     return str(mark.kwargs.get("reason") or positional).strip()
-

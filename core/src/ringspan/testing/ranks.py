@@ -1,4 +1,4 @@
-"""Real processes, one per rank, joined over gloo and a file store.
+"""Real processes, one per rank, joined over a file store.
 
 Starting a rank costs seconds (it imports torch), so a ring stays up and serves many calls.
 """
@@ -23,18 +23,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Ring"]
 
-_GLOO_TIMEOUT = timedelta(seconds=60)
+_TIMEOUT = timedelta(seconds=60)
 
 
 class Ring:
-    """`world_size` processes in one gloo group, which run the functions they are given.
+    """`world_size` processes in one group, which run the functions they are given.
+
+    Args:
+        world_size: how many.
+        process_group: the backend of their group, as for `torch.distributed.init_process_group`.
 
     Example:
         >>> with contextlib.closing(Ring(2)) as ring:
         ...     ring.run(all_reduced, torch.ones(3))
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, process_group: str = "gloo") -> None:
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name) / "store")
         context = mp.get_context("spawn")
@@ -43,7 +47,7 @@ class Ring:
         for rank in range(world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(rank, world_size, store, theirs), daemon=True
+                target=_serve, args=(rank, world_size, process_group, store, theirs), daemon=True
             )
             process.start()
             theirs.close()
@@ -55,22 +59,32 @@ class Ring:
         """Whether every rank is up; one that failed is not, its group being in no known state."""
         return bool(self._processes) and all(process.is_alive() for process in self._processes)
 
-    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+    def run(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        timeout: float = 120,
+        answers: int | None = None,
+    ) -> list[Any]:
         """Calls `function(rank, *args)` on every rank and returns what each returned, by rank.
 
         Args:
             function: a module's function; it, its arguments and its result are pickled by value.
             args: passed on after the rank.
             timeout: seconds until the ring is given up.
+            answers: how many of the first ranks must answer; the others may die. None: all.
 
         Raises:
             Exception: the first failure, as it was raised, with its rank and traceback as a note.
+            ChildProcessError: a rank that must answer died.
+            TimeoutError: it did not answer in time.
         """
         task = pickle.dumps((function, args))
         try:
             for pipe in self._pipes:
                 pipe.send_bytes(task)
-            return self._collect(time.monotonic() + timeout)
+            expected = len(self._pipes) if answers is None else answers
+            return self._collect(range(expected), time.monotonic() + timeout)
         except BaseException:
             self.close()
             raise
@@ -85,46 +99,47 @@ class Ring:
         self._processes, self._pipes = [], []
         self._folder.cleanup()
 
-    def _collect(self, deadline: float) -> list[Any]:
+    def _collect(self, ranks: range, deadline: float) -> list[Any]:
         results: dict[int, Any] = {}
-        while waiting := [r for r in range(len(self._pipes)) if r not in results]:
+        while waiting := [rank for rank in ranks if rank not in results]:
             ready = wait([self._pipes[r] for r in waiting], timeout=deadline - time.monotonic())
             if not ready:
                 raise TimeoutError(f"ranks {waiting} of {len(self._pipes)} did not answer in time")
             for rank in (r for r in waiting if self._pipes[r] in ready):
-                results[rank] = self._result(rank)
-        return [results[rank] for rank in range(len(self._pipes))]
+                results[rank] = self._result(rank, ranks)
+        return [results[rank] for rank in ranks]
 
-    def _result(self, rank: int) -> Any:
+    def _result(self, rank: int, living: range) -> Any:
         try:
             result, error, trace = pickle.loads(self._pipes[rank].recv_bytes())
         except EOFError:
             self._processes[rank].join()
-            self._raise_if_one_died()
+            self._raise_if_one_died(living)
             raise
         if error is not None:
             # A rank that dies makes its peers fail too, and they may be heard first.
-            self._raise_if_one_died()
+            self._raise_if_one_died(living)
             error.add_note(f"on rank {rank} of {len(self._pipes)}:\n{trace}")
             raise error
         return result
 
-    def _raise_if_one_died(self) -> None:
-        wait([process.sentinel for process in self._processes], timeout=1)
-        for rank, process in enumerate(self._processes):
-            if process.exitcode is not None:
+    def _raise_if_one_died(self, living: range) -> None:
+        wait([self._processes[rank].sentinel for rank in living], timeout=1)
+        for rank in living:
+            exitcode = self._processes[rank].exitcode
+            if exitcode is not None:
                 name = f"rank {rank} of {len(self._pipes)}"
-                raise ChildProcessError(f"{name} ended with exit code {process.exitcode}")
+                raise ChildProcessError(f"{name} ended with exit code {exitcode}")
 
 
-def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
+def _serve(rank: int, world_size: int, process_group: str, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo",
+        process_group,
         init_method=f"file://{store}",
         rank=rank,
         world_size=world_size,
-        timeout=_GLOO_TIMEOUT,
+        timeout=_TIMEOUT,
     )
     while True:
         pipe.send_bytes(_answer(rank, pipe.recv_bytes()))

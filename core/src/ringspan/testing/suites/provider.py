@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from ringspan_registry import detect_all
 
 from ringspan.contracts import API_VERSION, Availability, DeviceInfo, Provider
 from ringspan.testing.suites.base import Suite
+from ringspan.testing.suites.devices import device_name, present_devices
 
-__all__ = ["ProviderSuite", "present_devices", "steady"]
+if TYPE_CHECKING:
+    from ringspan.testing.pytest_plugin import Verdict
+
+__all__ = ["ProviderSuite", "steady"]
 
 ELSEWHERE = (
     DeviceInfo(type="cpu"),
@@ -36,19 +38,6 @@ steady = settings(
 """For property tests of a suite: the same examples on every machine, inherited by many classes."""
 
 
-@cache
-def present_devices() -> tuple[DeviceInfo, ...]:
-    """The first device of each type on this machine."""
-    first: dict[str, DeviceInfo] = {}
-    for device in detect_all():
-        first.setdefault(device.type, device)
-    return tuple(first.values())
-
-
-def _label(device: DeviceInfo) -> str:
-    return device.type if device.index is None else f"{device.type}:{device.index}"
-
-
 class ProviderSuite(Suite, published=True):
     """Names, probes and priorities. The suites of the three kinds have these tests too."""
 
@@ -57,13 +46,18 @@ class ProviderSuite(Suite, published=True):
         """The provider under test, whatever its kind."""
         raise NotImplementedError
 
-    @pytest.fixture(params=present_devices(), ids=_label)
+    @pytest.fixture
+    def verdict(self, ringspan_verdict: Verdict) -> Verdict:
+        """Where a test says whether its problem was served or refused."""
+        return ringspan_verdict
+
+    @pytest.fixture(params=present_devices(), ids=device_name)
     def device(self, request: pytest.FixtureRequest, provider: Provider) -> DeviceInfo:
         """A device of this machine that the provider can use; skips the others with its reason."""
         found: DeviceInfo = request.param
         answer = provider.probe(found)
         if not answer.usable:
-            pytest.skip(f"not usable on {_label(found)}: {answer.reason}")
+            pytest.skip(f"not usable on {device_name(found)}: {answer.reason}")
         return found
 
     def test_it_has_a_name_that_configuration_can_hold(self, provider: Provider) -> None:
@@ -76,7 +70,7 @@ class ProviderSuite(Suite, published=True):
         """`api_version` is the one that this core speaks."""
         assert provider.api_version == API_VERSION
 
-    @pytest.mark.parametrize("anywhere", [*ELSEWHERE, *present_devices()], ids=_label)
+    @pytest.mark.parametrize("anywhere", [*ELSEWHERE, *present_devices()], ids=device_name)
     def test_a_probe_answers_for_any_device_and_never_raises(
         self, provider: Provider, anywhere: DeviceInfo
     ) -> None:

@@ -11,6 +11,7 @@ import torch
 from ringspan.contracts import DeviceInfo, Dropout, Grads, Mask, MaskCase, Problem, kept
 from ringspan.testing.accuracy import Yardstick, yardstick
 from ringspan.testing.formula import Extras
+from ringspan.testing.suites.devices import torch_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,27 +76,28 @@ class Tile:
 
     def operands(self, device: DeviceInfo) -> Operands:
         """Its tensors on `device`: normal, the same ones for the same tile."""
-        where = torch.device(device.type, device.index)
+        where = torch_device(device)
         draw = torch.Generator().manual_seed(self.seed)
-        D, Dv = self.head_dim, self.value_head_dim
-        query, key, value, grad_out = (
-            torch.randn(self.batch, *shape, generator=draw, dtype=torch.float64)
-            for shape in (
-                (self.query_length, self.heads, D),
-                (self.keys, self.kv_heads, D),
-                (self.keys, self.kv_heads, Dv),
-                (self.query_length, self.heads, Dv),
-            )
-        )
+
+        def normal(length: int, heads: int, width: int) -> Tensor:
+            shape = (self.batch, length, heads, width)
+            x = torch.randn(shape, generator=draw, dtype=torch.float64)
+            return strided(x.to(where, getattr(torch, self.dtype)), self.strides)
+
         return Operands(
-            *(self._placed(x, where) for x in (query, key, value, grad_out)),
+            query=normal(self.query_length, self.heads, self.head_dim),
+            key=normal(self.keys, self.kv_heads, self.head_dim),
+            value=normal(self.keys, self.kv_heads, self.value_head_dim),
+            grad_out=normal(self.query_length, self.heads, self.value_head_dim),
             mask=self._mask(draw, where),
-            scale=self.largest_score / (3 * D**0.5) if self.scale is None else self.scale,
+            scale=self._scale,
             dropout=self._dropout(where) if self.dropout_p else None,
         )
 
-    def _placed(self, x: Tensor, device: torch.device) -> Tensor:
-        return strided(x.to(device, getattr(torch, self.dtype)), self.strides)
+    @property
+    def _scale(self) -> float:
+        root: float = self.head_dim**0.5
+        return self.largest_score / (3 * root) if self.scale is None else self.scale
 
     def _shape(self, length: int) -> tuple[int, ...]:
         """`[batch, heads, length]` as far as the mask varies, without leading axes of size 1."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hypothesis import strategies as st
@@ -67,7 +67,7 @@ class Trial:
         """Fails unless `results` are exact; `padded` is that of `Operands.exact`."""
         found = {name: result.cpu() for name, result in results.items()}
         assert_exact(found, operands.exact(padded=padded))
-        self.verdict.exact()
+        self.verdict.served()
 
     def accepted(self) -> Tile | None:
         """A tile that the backend serves, near head dimension 16; None where it serves none."""
@@ -139,7 +139,7 @@ def deterministic(backend: AttentionBackend, *, poisoned: bool) -> Iterator[None
         backend: of another one they are merely asked for.
         poisoned: whether new memory is full of NaN; torch fills it only in this mode.
     """
-    utils = torch.utils.deterministic
+    utils: Any = torch.utils.deterministic
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     filled = utils.fill_uninitialized_memory
