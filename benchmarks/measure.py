@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Pairs", "interleaved", "peak_bytes"]
+__all__ = ["Pairs", "interleaved", "peak_bytes", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,12 @@ def interleaved(
     times: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs):
         for which in (0, 1) if pair % 2 == 0 else (1, 0):
-            times[which].append(_seconds((first, second)[which], device))
+            times[which].append(seconds((first, second)[which], device))
     return Pairs(tuple(times[0]), tuple(times[1]))
 
 
-def _seconds(function: Callable[[], object], device: torch.device) -> float:
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """How long one call takes, the device's work included."""
     _settle(device)
     start = time.perf_counter()
     function()

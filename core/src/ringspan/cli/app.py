@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from ringspan.cli import demo, doctor, explain, plot
+from ringspan.cli import demo, doctor, explain, generate, plot, plugin
 from ringspan.contracts.errors import RingspanError
 
 __all__ = ["app"]
@@ -79,4 +79,6 @@ def _options(
 app.command("doctor")(doctor.doctor)
 app.command("explain")(explain.explain)
 app.add_typer(plot.app, name="plot")
+app.add_typer(plugin.app, name="plugin")
 app.command("demo")(demo.demo)
+app.command("generate")(generate.generate)

@@ -76,7 +76,8 @@ class _Sampler:
             least = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
         # The largest becomes 0 first: a tiny temperature then gives -inf, and never inf - inf.
-        shares = ((logits - logits.amax(-1, keepdim=True)) / self.temperature).softmax(-1)
+        below = logits - logits.amax(-1, keepdim=True)
+        shares = (below / max(self.temperature, torch.finfo(below.dtype).tiny)).softmax(-1)
         return torch.multinomial(shares, 1, generator=self.generator)[:, 0]
 
 
@@ -179,19 +180,32 @@ def _check(
     top_k: object,
     seed: object,
 ) -> None:
-    whole = isinstance(prompt, torch.Tensor) and prompt.dtype in (torch.int32, torch.int64)
-    if not whole or prompt.dim() != 2 or prompt.shape[1] < 1:  # type: ignore[attr-defined]
+    if not hasattr(model, "attentions"):
         raise InvalidArgument(
-            "prompt",
-            expected="an int64 or int32 tensor [batch, tokens] with at least one token",
-            got=f"{prompt.dtype} of shape {list(prompt.shape)}"
-            if isinstance(prompt, torch.Tensor)
-            else type(prompt).__name__,
+            "model",
+            expected="a ringspan.nn.LongNet, or a model with its attentions",
+            got=type(model).__name__,
         )
-    for name, value, least in (("max_new_tokens", max_new_tokens, 0), ("top_k", top_k, 1)):
-        if value is not None and (type(value) is not int or value < least):
-            raise InvalidArgument(name, expected=f"an integer >= {least}", got=repr(value))
+    _check_prompt(prompt)
+    _check_integer("max_new_tokens", max_new_tokens, least=0)
+    if top_k is not None:
+        _check_integer("top_k", top_k, least=1)
+    if seed is not None:
+        _check_integer("seed", seed, least=0)
     if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
-        raise InvalidArgument("temperature", expected="a number >= 0", got=repr(temperature))
-    if seed is not None and type(seed) is not int:
-        raise InvalidArgument("seed", expected="an integer or None", got=repr(seed))
+        raise InvalidArgument("temperature", expected="a finite number >= 0", got=repr(temperature))
+
+
+def _check_prompt(prompt: object) -> None:
+    expected = "an int64 or int32 tensor [batch, tokens] with at least one token"
+    if not isinstance(prompt, torch.Tensor):
+        raise InvalidArgument("prompt", expected=expected, got=type(prompt).__name__)
+    whole = prompt.dtype in (torch.int32, torch.int64)
+    if not whole or prompt.dim() != 2 or prompt.shape[1] < 1:
+        got = f"{prompt.dtype} of shape {list(prompt.shape)}"
+        raise InvalidArgument("prompt", expected=expected, got=got)
+
+
+def _check_integer(name: str, value: object, *, least: int) -> None:
+    if type(value) is not int or not least <= value < 2**63:
+        raise InvalidArgument(name, expected=f"an integer >= {least}", got=repr(value))

@@ -66,7 +66,9 @@ class Sizes:
     def check_rows(self, key: Tensor, value: Tensor) -> None:
         """Raises unless these are keys and values of the same next tokens, at least one."""
         tokens = key.shape[1] if isinstance(key, torch.Tensor) and key.dim() == 4 else 1
-        self._check("k", key, max(tokens, 1), self.kv_heads, self.head_dim)
+        if tokens == 0:
+            raise InvalidArgument("k", expected="at least one token", got=_told(key))
+        self._check("k", key, tokens, self.kv_heads, self.head_dim)
         self._check("v", value, tokens, self.kv_heads, self.value_head_dim)
 
     def check_query(self, query: Tensor, key: Tensor) -> None:

@@ -15,7 +15,10 @@ from ringspan.demo.files import replacing
 from ringspan.demo.settings import Settings
 from ringspan.demo.train import Training
 
-__all__ = ["Header", "load", "read_header", "save"]
+__all__ = ["FILE_NAME", "Header", "load", "read_header", "save"]
+
+FILE_NAME = "checkpoint.safetensors"
+"""In the folder of a run."""
 
 _FORMAT = "1"
 

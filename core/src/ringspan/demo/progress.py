@@ -1,4 +1,4 @@
-"""The bar that shows a training run."""
+"""The bars that show a training run, and a text that is being written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ringspan.demo.train import Step, Training
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["training_bar"]
+__all__ = ["training_bar", "writing_bar"]
 
 
 @contextmanager
@@ -41,3 +41,23 @@ def _facts(step: Step) -> str:
     if memory is not None:
         facts.append(f"peak {memory / 2**20:,.0f} MiB")
     return ", ".join(facts)
+
+
+@contextmanager
+def writing_bar(length: int, console: Console) -> Iterator[Callable[[float], None]]:
+    """Draws the bar below the text while entered, on a terminal only.
+
+    The function it gives takes note of one more byte, at so many per second.
+    """
+    progress = Progress(
+        TextColumn("Writing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = progress.add_task("", total=length, facts="")
+    with progress:
+        yield lambda speed: progress.update(task, advance=1, facts=f"{speed:,.0f} bytes/s")

@@ -61,7 +61,7 @@ class Job:
     @property
     def checkpoint(self) -> Path:
         """Weights and everything needed to go on."""
-        return self.out / "checkpoint.safetensors"
+        return self.out / checkpoint.FILE_NAME
 
     @property
     def results(self) -> Path:
