@@ -33,7 +33,7 @@ class Distribution:
     @property
     def is_plugin(self) -> bool:
         """Whether the registry finds it by entry point."""
-        return "entry-points" in self.project
+        return "ringspan" in self.project.get("entry-points", {})
 
     @property
     def requirements(self) -> list[str]:

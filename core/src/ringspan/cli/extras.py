@@ -8,7 +8,14 @@ from ringspan.contracts.errors import RingspanError
 
 __all__ = ["missing", "require"]
 
-_EXTRA_OF = {"typer": "cli", "rich": "cli", "safetensors": "cli", "matplotlib": "plot"}
+_EXTRA_OF = {
+    "typer": "cli",
+    "rich": "cli",
+    "safetensors": "cli",
+    "matplotlib": "plot",
+    "pytest": "testing",
+    "hypothesis": "testing",
+}
 
 
 def missing(*modules: str) -> RingspanError | None:
