@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ringspan as rs
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ringspan.contracts import (
     Blocks,
@@ -27,7 +28,8 @@ from ringspan.contracts import (
 )
 from ringspan.errors import InvalidArgument
 from ringspan.patterns import BlockSparse
-from ringspan.testing import multiplicity
+from ringspan.testing import assert_exact, multiplicity, yardstick
+from torch.profiler import ProfilerActivity, profile
 
 HEADS = 2
 Seen = Callable[[Any, Any], Any]
@@ -306,3 +308,76 @@ def test_a_fault_of_the_predicate_itself_is_not_hidden() -> None:
 
     with pytest.raises(ValueError, match="my own fault"):
         BlockSparse.from_blocks(8, broken, 16)
+
+
+@pytest.mark.usefixtures("toy")
+@settings(max_examples=60)
+@given(
+    rules(),
+    st.one_of(lengths, st.integers(1, 60)),
+    st.sampled_from(("rule", "blocks", "mask")),
+    st.booleans(),
+    st.sampled_from((torch.float32, torch.bfloat16)),
+    st.integers(0, 2**16),
+)
+def test_block_sparse_attention_is_the_formula(
+    rule: tuple[BlockSparse, Seen],
+    lengths: list[int] | int,
+    kind: str,
+    causal: bool,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    pattern, seen = rule
+    size = pattern.block_size
+    if isinstance(lengths, int):
+        lengths = [lengths]
+        if kind == "blocks":
+            pattern = BlockSparse.from_blocks(size, seen, lengths[0])
+        if kind == "mask":
+            table = defined(size, lambda _: seen, lengths)[0].bool().numpy()
+            pattern = BlockSparse.from_mask(size + 1, lambda i, j: table[i, j], lengths[0])
+    assume(sum(lengths) > 0)
+    m = defined(size, lambda _: seen, lengths)
+    if causal:
+        m = multiplicity.causal_part(m)
+    make = torch.Generator().manual_seed(seed)
+    q, k, v, grad_out = (
+        torch.randn(2, sum(lengths), heads, 8, generator=make).to(dtype) for heads in (4, 2, 2, 4)
+    )
+    exact = yardstick(q, k, v, m.expand(4, -1, -1), grad_out=grad_out)
+    asked = {"grad_query": q, "grad_key": k, "grad_value": v}
+    for x in asked.values():
+        x.requires_grad_()
+    documents = rs.Documents.from_lengths(lengths)
+    out, lse = rs.attention(
+        q, k, v, pattern=pattern, causal=causal, documents=documents, return_lse=True
+    )
+    grads = torch.autograd.grad(out, list(asked.values()), grad_out)
+    assert_exact({"out": out, "lse": lse, **dict(zip(asked, grads, strict=True))}, exact)
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        BlockSparse.local_global(64, 2, 2, 1),
+        BlockSparse.dilated_blocks(16, 4, 7),
+        BlockSparse.from_blocks(64, lambda i, j: abs(i - j) % 64 == 0, 2**14),
+        BlockSparse.from_mask(64, lambda i, j: abs(i - j) < 100, 2**14),
+    ],
+)
+def test_nothing_quadratic_is_allocated(pattern: BlockSparse) -> None:
+    N = 2**14
+    q, k, v = (torch.randn(1, N, 1, 4, requires_grad=True) for _ in range(3))
+    tracemalloc.start()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            out = rs.attention(q, k, v, pattern=pattern)
+            torch.autograd.grad(out, (q, k, v), torch.randn_like(out))
+        _, planned = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    events = profiler.profiler.kineto_results.events()
+    assert max(event.nbytes() for event in events if event.name() == "[memory]") < N * N / 4
+    assert planned < N * N

@@ -7,11 +7,13 @@ import itertools
 import pickle
 import tracemalloc
 from collections.abc import Sequence as Several
+from typing import Any
 
 import numpy as np
 import pytest
+import ringspan as rs
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ringspan.contracts import (
     Blocks,
@@ -26,7 +28,8 @@ from ringspan.contracts import (
 )
 from ringspan.errors import InvalidArgument
 from ringspan.patterns import Neighborhood
-from ringspan.testing import multiplicity
+from ringspan.testing import assert_exact, multiplicity, yardstick
+from torch.profiler import ProfilerActivity, profile
 
 HEADS = 2
 
@@ -323,3 +326,74 @@ def test_what_the_tokens_cannot_hold_is_refused_with_axis_and_sizes(
 ) -> None:
     with pytest.raises(InvalidArgument, match=message):
         pattern.check(domain)
+
+
+@pytest.mark.usefixtures("toy")
+@settings(max_examples=60)
+@given(
+    st.one_of(on_a_sequence(), on_a_grid(), on_points()),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from((torch.float32, torch.bfloat16)),
+    st.integers(0, 2**16),
+)
+def test_attention_with_a_neighbourhood_is_the_formula(
+    problem: tuple[Any, ...], causal: bool, with_sink: bool, dtype: torch.dtype, seed: int
+) -> None:
+    pattern, what, *rest = problem
+    lengths = [what.N] if isinstance(what, Grid) else what
+    tokens = what if isinstance(what, Grid) else Coordinates(rest[0]) if rest else None
+    assume(sum(lengths) > 0)
+    positions = np.concatenate([np.arange(n) for n in lengths])[:, None]
+    m = defined(pattern, positions if tokens is None else tokens.coordinates, lengths)
+    if causal := causal and pattern.edges == "clip":
+        m = multiplicity.causal_part(m)
+    make = torch.Generator().manual_seed(seed)
+    q, k, v, grad_out = (
+        torch.randn(2, len(positions), heads, 8, generator=make).to(dtype) for heads in (4, 2, 2, 4)
+    )
+    sink = torch.randn(4, generator=make) if with_sink else None
+    exact = yardstick(q, k, v, m.expand(4, -1, -1), sink=sink, grad_out=grad_out)
+    asked = {"grad_query": q, "grad_key": k, "grad_value": v}
+    if sink is not None:
+        asked["grad_sink"] = sink
+    for x in asked.values():
+        x.requires_grad_()
+    out, lse = rs.attention(
+        q,
+        k,
+        v,
+        pattern=pattern,
+        causal=causal,
+        tokens=tokens,
+        documents=None if isinstance(what, Grid) else rs.Documents.from_lengths(lengths),
+        sink=sink,
+        return_lse=True,
+    )
+    grads = torch.autograd.grad(out, list(asked.values()), grad_out)
+    assert_exact({"out": out, "lse": lse, **dict(zip(asked, grads, strict=True))}, exact)
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("pattern", "tokens"),
+    [
+        (Neighborhood(7, edges="shift"), Grid(128, 128)),
+        (Neighborhood((3, 7, 7), (1, 2, 1), causal_axes=(0,)), Grid(16, 32, 32)),
+        (Neighborhood(63, dilation=4), None),
+    ],
+)
+def test_nothing_quadratic_is_allocated(pattern: Neighborhood, tokens: Grid | None) -> None:
+    N = 2**14
+    q, k, v = (torch.randn(1, N, 1, 4, requires_grad=True) for _ in range(3))
+    tracemalloc.start()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            out = rs.attention(q, k, v, pattern=pattern, tokens=tokens)
+            torch.autograd.grad(out, (q, k, v), torch.randn_like(out))
+        _, planned = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    events = profiler.profiler.kineto_results.events()
+    assert max(event.nbytes() for event in events if event.name() == "[memory]") < N * N / 4
+    assert planned < N * N

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ringspan import Dense, Dilated, Grid, pictures
-from ringspan.contracts.tokens import Sequence
+from ringspan import BlockSparse, Coordinates, Dense, Dilated, Grid, Neighborhood, pictures
+from ringspan.contracts import Pattern, Sequence, Tokens
 from ringspan.errors import InvalidArgument
+from ringspan.testing import multiplicity
 
 
 def literal_mask(pattern: Dilated, N: int, head: int, causal: bool) -> np.ndarray:
@@ -40,6 +42,53 @@ def test_every_pixel_counts_the_pairs_that_fall_in_it(
     np.add.at(expected, (pixel[:, None], pixel[None]), mask)
     counts = pictures.pairs_per_pixel(
         pattern, Sequence(N), kv_heads=3, head=head, causal=causal, pixels=pixels
+    )
+    assert np.array_equal(counts, expected)
+
+
+FAR = Coordinates([[i * 7 % 40, i * 3 % 40] for i in range(60)])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("pixels", [1, 7, 60])
+@pytest.mark.parametrize(
+    ("pattern", "tokens", "defined"),
+    [
+        (Dense(), Sequence(60), multiplicity.dense(60)),
+        (Dense(window=(5, 2)), Sequence(60), multiplicity.dense(60, window=(5, 2))),
+        (
+            Neighborhood(3, 2),
+            Grid(10, 6),
+            multiplicity.neighborhood(
+                torch.tensor(Grid(10, 6).coordinates), [3, 3], [2, 2], [1, 1]
+            ),
+        ),
+        (
+            Neighborhood(9),
+            FAR,
+            multiplicity.neighborhood(torch.tensor(FAR.coordinates), [9, 9], [1, 1], [1, 1]),
+        ),
+        (
+            BlockSparse.from_mask(8, lambda i, j: (i * j) % 7 < 3, 60),
+            Sequence(60),
+            multiplicity.block_sparse(60, 1, lambda i, j: (i * j) % 7 < 3),
+        ),
+        (
+            BlockSparse.dilated_blocks(8, 1, 2),
+            Sequence(60),
+            multiplicity.block_sparse(60, 8, lambda i, j: abs(i - j) in (0, 2)),
+        ),
+    ],
+)
+def test_every_kind_of_part_is_counted(
+    pattern: Pattern, tokens: Tokens, defined: torch.Tensor, pixels: int, causal: bool
+) -> None:
+    mask = multiplicity.causal_part(defined) if causal else defined
+    pixel = np.arange(60) * pixels // 60
+    expected = np.zeros((pixels, pixels), dtype=np.int64)
+    np.add.at(expected, (pixel[:, None], pixel[None]), mask[0].numpy())
+    counts = pictures.pairs_per_pixel(
+        pattern, tokens, kv_heads=1, head=0, causal=causal, pixels=pixels
     )
     assert np.array_equal(counts, expected)
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.masks import MaskCase
 from ringspan.contracts.pattern import Domain, Pattern
 from ringspan.contracts.tokens import Tokens
+from ringspan.plan.cells import Batch
+from ringspan.plan.cut import cut
+from ringspan.plan.holdings import Holdings
+from ringspan.plan.layout import Layout
 from ringspan.plan.orders import order
+from ringspan.plan.schedule import parts_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.figure import Figure
+
+    from ringspan.contracts.work import Bitmaps
+
+    Ints = npt.NDArray[np.int64]
 
 __all__ = [
     "check_out",
@@ -30,13 +41,14 @@ __all__ = [
 SUFFIXES = (".png", ".svg")
 _PIXELS = 512
 _MOST_TOKENS = 2**20
+_PAIRS_AT_ONCE = 2**22
 _MOST_POINTS = _PIXELS**2
 """Of a curve: with more, its turns are smaller than a picture's pixels."""
 
 
 def pairs_per_pixel(
     pattern: Pattern, tokens: Tokens, *, kv_heads: int, head: int, causal: bool, pixels: int
-) -> npt.NDArray[np.int64]:
+) -> Ints:
     """How many query-key pairs of a head fall in each pixel, `[pixels, pixels]`, exactly.
 
     Row `a`, column `b` counts (with multiplicity) the pairs whose query lies in the `a`-th and
@@ -50,20 +62,63 @@ def pairs_per_pixel(
         ... ).tolist()
         [[3, 0], [4, 3]]
     """
+    domain = Domain(tokens, kv_heads, kv_heads, order, causal=causal)
+    pattern.check(domain)
+    everyone = Holdings.of(Layout(tokens))
     counts = np.zeros((pixels, pixels), dtype=np.int64)
-    domain = Domain(tokens, kv_heads, order)
-    for cliques in pattern.cliques(domain):
-        if head not in cliques.heads:
+    for _, part in parts_of(pattern, domain):
+        if head not in part.heads:
             continue
-        pixel = cliques.rows * pixels // domain.N
-        for start, end in zip(cliques.bounds[:-1], cliques.bounds[1:], strict=True):
-            first, last = (pixel[start], pixel[end - 1] + 1) if start < end else (0, 0)
-            held = np.bincount(pixel[start:end] - first, minlength=last - first)
-            pairs = np.outer(held, held)
-            if causal:
-                pairs = np.tril(pairs, -1) + np.diag(held * (held + 1) // 2)
-            counts[first:last, first:last] += pairs
+        for batch in cut(part, everyone, everyone).meet(0, 0, causal=causal):
+            query, key = (rows * pixels // domain.N for rows in (batch.query, batch.key))
+            if batch.seen is None:
+                counts += _interval_pairs(query, key, *_intervals(batch), pixels)
+            else:
+                counts += _bitmap_pairs(query, key, batch.seen, pixels)
     return counts
+
+
+def _intervals(batch: Batch) -> tuple[Ints, Ints]:
+    """The keys `low .. high - 1` of its tile that each query sees, `[T, Lq]` each."""
+    if batch.low is not None and batch.high is not None:
+        return batch.low, batch.high
+    low = np.zeros_like(batch.query)
+    if batch.mask is MaskCase.CAUSAL:
+        return low, low + np.arange(1, low.shape[1] + 1)
+    return low, low + batch.key.shape[1]
+
+
+def _interval_pairs(query: Ints, key: Ints, low: Ints, high: Ints, pixels: int) -> Ints:
+    """Pairs per pixel where queries see runs of keys; all in pixels, `[T, Lq]` or `[T, Lk]`."""
+    tile = np.arange(len(key))[:, None] * key.shape[1]
+    by_pixel = np.argsort(query, axis=None, kind="stable")
+    low, high = ((tile + bound).ravel()[by_pixel] for bound in (low, high))
+    borders = np.searchsorted(query.ravel()[by_pixel], np.arange(pixels + 1))
+    counts = np.zeros((pixels, pixels), dtype=np.int64)
+    for row, (start, end) in enumerate(pairwise(borders.tolist())):
+        if start == end:
+            continue
+        first, last = low[start:end].min(), high[start:end].max()
+        begun, ended = (
+            np.bincount(bound[start:end] - first, minlength=last - first + 1)
+            for bound in (low, high)
+        )
+        times = np.cumsum(begun - ended)[:-1]
+        # Whole numbers far below 2**53: as weights they are exact.
+        counts[row] = np.bincount(key.ravel()[first:last], times, minlength=pixels)
+    return counts
+
+
+def _bitmap_pairs(query: Ints, key: Ints, seen: Bitmaps, pixels: int) -> Ints:
+    """Pairs per pixel where bitmaps say which keys a query sees."""
+    counts = np.zeros(pixels * pixels, dtype=np.int64)
+    step = max(1, _PAIRS_AT_ONCE // (query.shape[1] * key.shape[1]))
+    for start in range(0, len(query), step):
+        tiles = slice(start, start + step)
+        pixel = query[tiles, :, None] * pixels + key[tiles, None, :]
+        shown = pixel[seen.table[seen.which[tiles]]]
+        counts += np.bincount(shown, minlength=pixels * pixels)
+    return counts.reshape(pixels, pixels)
 
 
 def pattern_picture(

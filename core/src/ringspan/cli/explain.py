@@ -12,6 +12,7 @@ from ringspan.cli.problem import (
     CausalOption,
     FoldOption,
     GridOption,
+    PatternOption,
     RatesOption,
     SegmentsOption,
     pattern_from,
@@ -33,6 +34,7 @@ def explain(
         int | None, typer.Option(help="Dimensions of a value head; default: head-dim.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
+    written: PatternOption = None,
     segments: SegmentsOption = None,
     rates: RatesOption = None,
     dense: Annotated[bool, typer.Option("--dense", help="Every token sees every token.")] = False,
@@ -57,11 +59,13 @@ def explain(
     """
     import ringspan as rs
 
-    if dense == (segments is not None):
+    given = (("--segments", segments), ("--pattern", written), ("--dense", dense or None))
+    said = [name for name, value in given if value is not None]
+    if len(said) != 1:
         raise InvalidArgument(
             "--segments",
-            expected="either --segments with --rates, or --dense",
-            got="both" if dense else "neither",
+            expected="either --segments with --rates, or --pattern, or --dense",
+            got=" and ".join(said) or "none of them",
         )
     tokens = tokens_from(n, grid)
     explanation = rs.explain(
@@ -76,7 +80,7 @@ def explain(
             device=device,
             needs_backward=not inference,
         ),
-        pattern=pattern_from(segments, rates, along, fold, blocked),
+        pattern=pattern_from(written, segments, rates, along, fold, blocked),
         causal=causal,
         tokens=tokens,
         layout=rs.Layout(tokens, world_size, ordering),

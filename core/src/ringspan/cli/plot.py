@@ -14,6 +14,7 @@ from ringspan.cli.problem import (
     CausalOption,
     FoldOption,
     GridOption,
+    PatternOption,
     RatesOption,
     SegmentsOption,
     grid_from,
@@ -31,6 +32,7 @@ app = typer.Typer(help="Pictures: PNG or SVG, by the suffix of --out.", no_args_
 def pattern(
     n: Annotated[int | None, typer.Option("--n", help="Tokens; default 512.")] = None,
     grid: GridOption = None,
+    written: PatternOption = None,
     segments: SegmentsOption = None,
     rates: RatesOption = None,
     blocked: BlockedOption = False,
@@ -41,7 +43,7 @@ def pattern(
     head: Annotated[int, typer.Option(help="Which of them is drawn.")] = 0,
     out: Annotated[Path, typer.Option(help="The picture's file.")] = Path("pattern.png"),
 ) -> None:
-    """Draw which keys (across) each query (down) sees; no --segments: dense.
+    """Draw which keys (across) each query (down) sees; without --pattern or --segments: all.
 
     Up to 1,048,576 tokens.
     """
@@ -55,7 +57,7 @@ def pattern(
         raise InvalidArgument("--head", expected=f"0 .. {kv_heads - 1}", got=str(head))
     tokens = tokens_from(512 if n is None and grid is None else n, grid)
     figure = pictures.pattern_picture(
-        pattern_from(segments, rates, along, fold, blocked),
+        pattern_from(written, segments, rates, along, fold, blocked),
         tokens,
         kv_heads=kv_heads,
         head=head,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ringspan.cli.written import pattern_written
 from ringspan.contracts.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = [
     "CausalOption",
     "FoldOption",
     "GridOption",
+    "PatternOption",
     "RatesOption",
     "SegmentsOption",
     "grid_from",
@@ -27,6 +29,10 @@ __all__ = [
     "tokens_from",
 ]
 
+PatternOption = Annotated[
+    str | None,
+    typer.Option("--pattern", help="Any pattern as in Python, such as 'Neighborhood(7)'."),
+]
 SegmentsOption = Annotated[
     str | None, typer.Option("--segments", help="Segment lengths, such as 2048,4096.")
 ]
@@ -49,17 +55,25 @@ CausalOption = Annotated[
 
 
 def pattern_from(
-    segments: str | None, rates: str | None, along: str | None, fold: bool, blocked: bool
+    written: str | None,
+    segments: str | None,
+    rates: str | None,
+    along: str | None,
+    fold: bool,
+    blocked: bool,
 ) -> Pattern:
-    """`Dilated` where segments are given, otherwise `Dense`."""
+    """The pattern that is written; `Dilated` where segments are given; otherwise `Dense`."""
     from ringspan.patterns import Along, Dense, Dilated
 
+    if written is not None and segments is not None:
+        raise InvalidArgument("--pattern", expected="no --segments beside it", got=repr(written))
     if segments is None:
         options = {"--rates": rates, "--along": along, "--fold": fold, "--blocked-offsets": blocked}
         for name, value in options.items():
             if value not in (None, False):
-                raise InvalidArgument(name, expected="--segments beside it", got="a dense pattern")
-        return Dense()
+                got = "a dense pattern" if written is None else f"--pattern {written!r}"
+                raise InvalidArgument(name, expected="--segments beside it", got=got)
+        return Dense() if written is None else pattern_written(written)
     if fold and along is None:
         raise InvalidArgument("--fold", expected="--along beside it", got="--fold alone")
     lengths = _integers("--segments", segments, ",")

@@ -93,8 +93,11 @@ class _Axis:
         tiles = int(number.max(initial=0)) // side + 1
         family = document * (int(residue.max(initial=0)) + 1) + residue
         start = family * tiles * side
-        families = int(family.max(initial=0)) + 1
-        return cls(start + number, start + low, start + high, side, families * tiles)
+        tiles *= int(family.max(initial=0)) + 1
+        # Small integers, for a large part of planning is to compare them.
+        integer = np.min_scalar_type(-tiles * side - 1)
+        place, low, high = ((start + x).astype(integer) for x in (number, low, high))
+        return cls(place, low, high, side, tiles)
 
     @property
     def tile(self) -> Ints:
