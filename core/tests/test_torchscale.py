@@ -356,6 +356,18 @@ def test_a_mask_without_padding_changes_nothing(padding: Any) -> None:
     assert torch.equal(module(x, x, x, key_padding_mask=padding)[0], module(x, x, x)[0])
 
 
+def test_a_compiled_module_is_whole() -> None:
+    module = layer(xpos_rel_pos=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for N in (30, 31):
+        x = torch.randn(2, N, 24, dtype=torch.float64, requires_grad=True)
+        grads = []
+        for attend in (compiled, module):
+            out = attend(x, x, x, is_causal=True)[0]
+            grads.append(torch.autograd.grad(out.square().sum(), x)[0])
+        torch.testing.assert_close(*grads)
+
+
 def test_dropout_is_active_in_training_only() -> None:
     module, x = layer(dropout=0.5), torch.randn(1, 30, 24, dtype=torch.float64)
     without = layer().eval()(x, x, x)[0]

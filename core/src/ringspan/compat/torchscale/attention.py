@@ -197,8 +197,7 @@ class DilatedAttention(nn.Module):
         if packing is not None:
             q, k, v = (packing.pack(x) for x in (q, k, v))
         if self.xpos is not None:
-            lengths = [q.shape[1]] if packing is None else packing.documents.lengths.tolist()
-            q, k = self.xpos(q, lengths), self.xpos(k, lengths, downscale=True)
+            q, k = _positioned(self.xpos, q, k, packing)
         out = attention(
             q,
             k,
@@ -237,6 +236,17 @@ class DilatedAttention(nn.Module):
     def extra_repr(self) -> str:
         """Shown by `print(module)`."""
         return f"{self.pattern}, heads={self.num_heads}"
+
+
+def _positioned(xpos: XPos, q: Tensor, k: Tensor, packing: Packing | None) -> tuple[Tensor, Tensor]:
+    """Queries and keys by their position, counted in each row from its first real token."""
+    if packing is None:
+        xpos.check(q.shape[1], q.dtype)
+        places: tuple[Any, Any] = (torch.arange(q.shape[1], device=q.device), q.shape[1])
+    else:
+        xpos.check(int(packing.documents.lengths.max(initial=0)), q.dtype)
+        places = packing.places()
+    return xpos(q, *places), xpos(k, *places, downscale=True)
 
 
 def _branches(name: str, values: Branches) -> tuple[int, ...]:

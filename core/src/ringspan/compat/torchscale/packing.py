@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ringspan.contracts.documents import Documents
@@ -53,6 +54,16 @@ class Packing:
             return None
         rows = real.flatten().nonzero().squeeze(1).to(x.device)
         return cls(x.shape[0], x.shape[1], rows, documents)
+
+    def places(self) -> tuple[Int[Tensor, " total"], Int[Tensor, " total"]]:
+        """Each token's position in its row, and how many tokens that row has."""
+        lengths = self.documents.lengths
+        position = np.arange(self.documents.N) - np.repeat(self.documents.starts, lengths)
+        device = self.rows.device
+        return (
+            torch.from_numpy(position).to(device),
+            torch.from_numpy(np.repeat(lengths, lengths)).to(device),
+        )
 
     def pack(self, x: Float[Tensor, "B N H D"]) -> Float[Tensor, "1 total H D"]:
         """The real tokens alone."""

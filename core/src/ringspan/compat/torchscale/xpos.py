@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +12,7 @@ from ringspan.contracts.errors import InvalidArgument
 from ringspan.nn.rotary import check_base
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 __all__ = ["XPos"]
@@ -51,20 +50,30 @@ class XPos(nn.Module):
         channels = torch.arange(0, head_dim, 2, device=device, dtype=dtype or torch.float32)
         self.register_buffer("scale", (channels + 0.4 * head_dim) / (1.4 * head_dim))
 
-    def forward(
-        self, x: Float[Tensor, "B N H D"], lengths: Sequence[int], downscale: bool = False
-    ) -> Float[Tensor, "B N H D"]:
-        """Positions count from 0 in each of the sequences of these lengths, one after the other.
+    def check(self, longest: int, dtype: torch.dtype) -> None:
+        """Refuses sequences so long that scores between their ends leave `dtype`.
 
-        Raises:
-            InvalidArgument: sequences so long that the scale of their ends leaves x's dtype.
+        Those grow by up to `(1.4 / 0.4) ** (L / scale_base)`, in channel 0.
         """
-        _check_scale(lengths, self.scale_base, x.dtype)
-        length = torch.tensor(lengths, dtype=torch.int64, device=x.device)
-        start = (length.cumsum(0) - length).repeat_interleave(length)
-        position = torch.arange(len(start), device=x.device) - start
-        middle = (length - length // 2).repeat_interleave(length)
-        exponent = (position - middle).double()[:, None] / self.scale_base
+        limit = int(self.scale_base * math.log(torch.finfo(dtype).max) / math.log(1.4 / 0.4))
+        if longest > limit:
+            raise InvalidArgument(
+                "xpos_scale_base",
+                expected=f"at most {limit} tokens with {self.scale_base} in {dtype}: between the "
+                "ends of more, scores overflow",
+                got=f"{longest} tokens",
+                remedy="Use a wider dtype or shorter sequences",
+            )
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N H D"],
+        position: Int[Tensor, " N"],
+        length: Int[Tensor, " N"] | int,
+        downscale: bool = False,
+    ) -> Float[Tensor, "B N H D"]:
+        """`length` counts the tokens of the sequence in which each one has its position."""
+        exponent = (position - (length - length // 2)).double()[:, None] / self.scale_base
         pairs = self.scale.numel()
         channel = torch.arange(pairs, dtype=torch.float64, device=x.device)
         angle = position[:, None] * 10000.0 ** (-channel / pairs)
@@ -72,16 +81,3 @@ class XPos(nn.Module):
         cos, sin = ((turn * scale).to(x.dtype)[:, None] for turn in (angle.cos(), angle.sin()))
         even, odd = x[..., ::2], x[..., 1::2]
         return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-
-
-def _check_scale(lengths: Sequence[int], scale_base: float, dtype: torch.dtype) -> None:
-    """Scores between the ends grow by up to `(1.4 / 0.4) ** (L / scale_base)`, in channel 0."""
-    longest = int(scale_base * math.log(torch.finfo(dtype).max) / math.log(1.4 / 0.4))
-    if max(lengths, default=0) > longest:
-        raise InvalidArgument(
-            "xpos_scale_base",
-            expected=f"at most {longest} tokens with {scale_base} in {dtype}: between the ends of "
-            "more, scores overflow",
-            got=f"{max(lengths)} tokens",
-            remedy="Use a wider dtype or shorter sequences",
-        )
