@@ -29,6 +29,7 @@ from ringspan.contracts import (
 from ringspan.errors import InvalidArgument
 from ringspan.patterns import BlockSparse
 from ringspan.testing import assert_exact, multiplicity, yardstick
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.profiler import ProfilerActivity, profile
 
 HEADS = 2
@@ -181,6 +182,39 @@ def test_predicates_may_be_of_arrays_of_numbers_of_one_side_or_constant(predicat
     assert torch.equal(
         expanded(of_tokens, laid_over(Sequence(12))), defined(1, lambda _: predicate, [12])
     )
+
+
+DOCUMENT = torch.repeat_interleave(torch.arange(3), torch.tensor([100, 41, 115]))
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    "mask_mod",
+    [
+        lambda q, k: q >= k,
+        lambda q, k: (q >= k) & (q - k <= 30),
+        lambda q, k: (k < 50) | (q >= k),
+        lambda q, k: (DOCUMENT[q] == DOCUMENT[k]) & (q >= k),
+        lambda q, k: abs(q // 16 - k // 16) + abs(q % 16 - k % 16) <= 5,
+    ],
+    ids=["causal", "sliding window", "prefix", "documents", "grid"],
+)
+def test_masks_give_flex_attention_s_blocks_and_outputs(mask_mod: Seen) -> None:
+    N, size = 256, 32
+    theirs = create_block_mask(
+        lambda b, h, q, k: mask_mod(q, k), None, None, N, N, device="cpu", BLOCK_SIZE=size
+    )
+    pattern = BlockSparse.from_mask(size, lambda i, j: mask_mod(*map(torch.tensor, (i, j))), N)
+    blocks = pattern.blocks
+    row = np.repeat(np.arange(N // size), np.diff(blocks.indptr))
+    ours = np.zeros((N // size, N // size), dtype=np.int64)
+    ours[row, blocks.indices] = 1
+    assert np.array_equal(ours, theirs.to_dense()[0, 0].numpy())
+    assert (~blocks.partial).sum() == theirs.full_kv_num_blocks.sum()
+    assert blocks.partial.sum() == theirs.kv_num_blocks.sum()
+    q, k, v = torch.randn(3, 1, N, 2, 8, dtype=torch.float64).unbind()
+    flex = flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=theirs)
+    torch.testing.assert_close(rs.attention(q, k, v, pattern=pattern), flex.transpose(1, 2))
 
 
 def test_chunks_of_a_large_predicate_join_without_a_seam() -> None:
