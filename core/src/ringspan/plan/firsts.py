@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +47,11 @@ class _Touches:
             self.parts[head].add(part)
         self.written += rows * len(heads) if first else 0
         return first
+
+    def add_often(self, heads: Sequence[int]) -> None:
+        """Work that may touch a row several times."""
+        for head in heads:
+            self.parts[head] |= {object(), object()}
 
     @property
     def one_piece(self) -> bool:
@@ -104,14 +109,13 @@ def _touch_queries(touches: _Touches, joined: Joined, step: int) -> bool:
 
 def _touch_keys(touches: _Touches, joined: Joined) -> bool:
     work = joined.work
+    if isinstance(work, Tiles) and work.keys_overlap:
+        touches.add_often(work.key_heads)
+        return False
     # Query heads that share a key/value head but not a launch touch its rows twice.
     apart = [head if work.group == 1 else -1 for head in work.query_heads]
-    parts: Iterable[Hashable] = zip(joined.parts, apart, strict=True)
-    if isinstance(work, Tiles) and work.keys_overlap:
-        parts = [object() for _ in joined.parts]
-    return touches.add(work.key_heads, list(parts), _rows(work, "key")) and not (
-        isinstance(work, Tiles) and work.keys_overlap
-    )
+    parts = list(zip(joined.parts, apart, strict=True))
+    return touches.add(work.key_heads, parts, _rows(work, "key"))
 
 
 def _rows(work: Work, side: str) -> int:
