@@ -15,8 +15,8 @@ from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
 from ringspan.testing import multiplicity
 from ringspan.testing.configuration import Inputs, Shapes
-from ringspan.testing.named import Named
 from ringspan.testing.formula import Extras
+from ringspan.testing.named import Named
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -141,7 +141,7 @@ class Case(Shapes):
         """
         if self.cross is not None:
             m = torch.ones(1, self.cross, self.N, dtype=torch.int64)
-        elif self.positions is not None and self.pattern.kind == "Dense" and not self.documents:
+        elif self.positions is not None and self.pattern.kind == "Dense":
             m = self._dense_at_positions()
         else:
             m = multiplicity.packed([self._alone(tokens, order) for tokens in self._documents()])
@@ -200,11 +200,15 @@ class Case(Shapes):
         return everywhere if self.positions is None else everywhere[:, list(self.positions)]
 
     def _padded_queries(self) -> Bool[Tensor, "B Nq"] | None:
-        """Queries are padding where they are tokens that are."""
+        """Queries are padding where they are tokens that are; beyond the keys they are none."""
         real = self.key_padding()
         if real is None or self.cross is not None:
             return None
-        return ~(real if self.positions is None else real[:, list(self.positions)])
+        if self.positions is None:
+            return ~real
+        beyond = max(self.N, *self.positions) + 1 - self.N
+        real = torch.cat((real, real.new_ones(self.batch, beyond)), dim=-1)
+        return ~real[:, list(self.positions)]
 
     def _keep(self) -> Bool[Tensor, "B H Nq N"]:
         queries = torch.arange(self.queries) if self.positions is None else self.positions

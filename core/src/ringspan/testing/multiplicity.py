@@ -213,20 +213,20 @@ def consecutive(
 
 def neighborhood(
     coordinates: Int[Tensor, "N axes"],
-    window: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
+    window: int | Sequence[int],
+    dilation: int | Sequence[int] = 1,
+    stride: int | Sequence[int] = 1,
     edges: str = "clip",
     causal_axes: Sequence[int] = (),
 ) -> Int[Tensor, "1 N N"]:
     """The product over axes of NATTEN's rule.
 
     Each axis is counted from its smallest coordinate to its largest. A sequence is `N` points on
-    one axis.
+    one axis. An integer stands for the same on every axis.
 
     Example:
         >>> line = torch.arange(4)[:, None]
-        >>> neighborhood(line, [3], [1], [1], "shift")
+        >>> neighborhood(line, 3, edges="shift")
         tensor([[[1, 1, 1, 0],
                  [1, 1, 1, 0],
                  [0, 1, 1, 1],
@@ -242,14 +242,18 @@ def neighborhood(
             seen = _seen_on_axis(
                 query,
                 length,
-                window[axis],
-                dilation[axis],
-                stride[axis],
+                _on_axis(window, axis),
+                _on_axis(dilation, axis),
+                _on_axis(stride, axis),
                 "causal" if axis in causal_axes else edges,
             )
             table[query, list(seen)] = 1
         m[0] *= table[c][:, c]
     return m
+
+
+def _on_axis(value: int | Sequence[int], axis: int) -> int:
+    return value if isinstance(value, int) else value[axis]
 
 
 def _seen_on_axis(

@@ -84,6 +84,8 @@ def cases(
     kind = draw(st.sampled_from(list(kinds)))
     grid, gaps, N = draw(_places(max_N))
     documents = draw(_documents(kind, N))
+    # One grid cannot hold several documents.
+    gaps = gaps or bool(grid and documents is not None)
     heads = draw(_heads())
     pattern = draw(
         named(kind, N=N, documents=documents, grid=grid, gaps=gaps, orderings=orderings, **heads)
@@ -116,7 +118,7 @@ def _with_modes(draw: st.DrawFn, case: Case, orderings: Sequence[str]) -> Case:
         given["dropout_p"] = draw(st.sampled_from((0.1, 0.5, 0.99)))
     if _one_in(draw, 4):
         given["largest_score"] = draw(st.sampled_from((0.0, 100.0, 1e4)))
-    if _one_in(draw, 2 if case.pattern.kind == "Dense" else 4):
+    if case.documents is None and _one_in(draw, 2 if case.pattern.kind == "Dense" else 4):
         given |= draw(_queries(case))
     elif _one_in(draw, 3):
         given["stored"] = draw(st.sampled_from(list(orderings if case.grid else ("identity",))))
@@ -126,7 +128,7 @@ def _with_modes(draw: st.DrawFn, case: Case, orderings: Sequence[str]) -> Case:
 @st.composite
 def _queries(draw: st.DrawFn, case: Case) -> dict[str, Any]:
     """Queries that are not all tokens: another sequence, a chunk of this one, or any of its."""
-    dense = case.pattern.kind == "Dense" and case.pattern.along is None and not case.documents
+    dense = case.pattern.kind == "Dense" and case.pattern.along is None
     unplaced = dense and not case.causal and case.pattern.fields["window"] is None
     if unplaced and draw(st.booleans()):
         return {"cross": draw(st.integers(1, case.N + 9))}
