@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from ringspan.contracts import Grads, InvalidArgument, Mask, MaskCase, TileOutput
+from ringspan.contracts import Capabilities, Grads, InvalidArgument, Mask, MaskCase, TileOutput
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,8 +43,16 @@ def check_tensors(device_type: str, **tensors: Tensor) -> None:
             raise InvalidArgument(name, expected=f"dtype {dtype}", got=str(x.dtype))
 
 
-def check_mask(mask: Mask, query_length: int, key_length: int) -> None:
-    """Refuses a causal triangle that is not square: kernels disagree on where it begins."""
+def check_mask(mask: Mask, limits: Capabilities, query_length: int, key_length: int) -> None:
+    """Refuses a mask that the kernel lacks, and a causal triangle that is not square.
+
+    Kernels disagree on where a triangle that is not square begins.
+    """
+    if mask.case not in limits.masks:
+        supported = ", ".join(sorted(limits.masks))
+        raise InvalidArgument("mask", expected=supported, got=str(mask.case))
+    if mask.key_seen is not None and not limits.key_padding:
+        raise InvalidArgument("mask", expected="no key_seen", got="padded keys")
     if mask.case is MaskCase.CAUSAL and query_length != key_length:
         raise InvalidArgument(
             "mask",

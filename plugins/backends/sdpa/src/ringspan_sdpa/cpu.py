@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from ringspan.contracts import (
-    AttentionBackend,
     Availability,
     Capabilities,
     DeviceInfo,
@@ -17,9 +16,9 @@ from ringspan.contracts import (
 )
 
 from ringspan_sdpa import arguments
-from ringspan_sdpa.interval import attend_interval, attend_interval_backward
+from ringspan_sdpa.guarded import GuardedKernel
 from ringspan_sdpa.kernel import cpu_backward, cpu_forward
-from ringspan_sdpa.scale import above_zero, unfolded
+from ringspan_sdpa.masked import attend_masked, attend_masked_backward
 from ringspan_sdpa.trial import trial
 
 if TYPE_CHECKING:
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["SdpaCpu"]
 
 
-class SdpaCpu(AttentionBackend):
+class SdpaCpu(GuardedKernel):
     """`aten::_scaled_dot_product_flash_attention_for_cpu`, for every mask.
 
-    Full and causal masks are one call of the kernel. An interval mask is cut into calls
-    without a bias and calls with a small one (see `ringspan_sdpa.pieces`). Head dimensions that
-    differ are made equal with zero columns. The kernel ends the process without queries or
-    keys, and reads other devices and last strides other than 1 as garbage: all are guarded.
+    Full and causal masks are one call of the kernel. Other masks, and padded keys, are cut into
+    calls without a bias and calls with a small one (see `ringspan_sdpa.pieces`). The kernel ends
+    the process without queries or keys, and reads other devices and last strides other than 1
+    as garbage: all are guarded. Its dropout draws from a generator of its own, and is not used.
     """
 
     name: ClassVar[str] = "sdpa-cpu"
@@ -45,6 +44,7 @@ class SdpaCpu(AttentionBackend):
         masks=frozenset(MaskCase),
         value_head_dim_differs=True,
         gqa=True,
+        key_padding=True,
     )
 
     def probe(self, device: DeviceInfo) -> Availability:
@@ -57,79 +57,52 @@ class SdpaCpu(AttentionBackend):
         """Above every other kernel on a CPU."""
         return 100
 
-    def forward(
+    def attend(
         self,
         query: Float[Tensor, "B Lq H D"],
         key: Float[Tensor, "B Lk Hkv D"],
-        value: Float[Tensor, "B Lk Hkv Dv"],
+        value: Float[Tensor, "B Lk Hkv D"],
         *,
         mask: Mask,
         scale: float,
     ) -> TileOutput:
-        """Attention of each tile on its own, with its log-sum-exp.
+        """One call of the kernel, or one for each piece of the mask."""
+        q, k, v = (_kernel_view(x) for x in (query, key, value))
+        if _is_one_call(mask):
+            out, lse = cpu_forward(q, k, v, causal=mask.case is MaskCase.CAUSAL, scale=scale)
+        else:
+            out, lse = attend_masked(q, k, v, mask, scale)
+        return TileOutput(out.transpose(1, 2), lse)
 
-        Raises:
-            InvalidArgument: tensors not on a CPU, of several dtypes, or a causal mask with
-                other than as many queries as keys.
-        """
-        arguments.check_tensors("cpu", query=query, key=key, value=value)
-        arguments.check_mask(mask, query.shape[1], key.shape[1])
-        if not query.numel() or not key.numel():
-            return arguments.nothing_seen(query, value)
-        width = max(query.shape[-1], value.shape[-1])
-        with torch.no_grad():
-            folded, factor = above_zero(query, scale)
-            q, k, v = (_kernel_view(x, width) for x in (folded, key, value))
-            if mask.case is MaskCase.INTERVAL:
-                out, lse = attend_interval(q, k, v, mask, factor)
-            else:
-                causal = mask.case is MaskCase.CAUSAL
-                out, lse = cpu_forward(q, k, v, causal=causal, scale=factor)
-        return TileOutput(out.transpose(1, 2)[..., : value.shape[-1]], lse)
-
-    def backward(
+    def attend_backward(
         self,
-        grad_out: Float[Tensor, "B Lq H Dv"],
+        grad_out: Float[Tensor, "B Lq H D"],
         query: Float[Tensor, "B Lq H D"],
         key: Float[Tensor, "B Lk Hkv D"],
-        value: Float[Tensor, "B Lk Hkv Dv"],
-        out: Float[Tensor, "B Lq H Dv"],
+        value: Float[Tensor, "B Lk Hkv D"],
+        out: Float[Tensor, "B Lq H D"],
         lse: Float[Tensor, "B H Lq"],
         *,
         mask: Mask,
         scale: float,
     ) -> Grads:
-        """This tile's share of the gradients, given the final `out` and `lse` of all tiles.
-
-        float16 is computed and returned in float32, where the kernel is many times faster.
-
-        Raises:
-            InvalidArgument: as in `forward`.
-        """
-        arguments.check_tensors(
-            "cpu", query=query, key=key, value=value, grad_out=grad_out, out=out
-        )
-        arguments.check_tensors("cpu", lse=lse)
-        arguments.check_mask(mask, query.shape[1], key.shape[1])
-        if not query.numel() or not key.numel():
-            return arguments.no_grads(query, key, value)
-        width = max(query.shape[-1], value.shape[-1])
-        with torch.no_grad():
-            folded, factor = above_zero(query, scale)
-            tensors = [grad_out, folded, key, value, out]
-            if query.dtype == torch.float16:
-                tensors = [x.float() for x in tensors]
-            dout, q, k, v, final = (_kernel_view(x, width) for x in tensors)
-            if mask.case is MaskCase.INTERVAL:
-                grads = attend_interval_backward(dout, q, k, v, final, lse, mask, factor)
-            else:
-                causal = mask.case is MaskCase.CAUSAL
-                grads = cpu_backward(dout, q, k, v, final, lse, causal=causal, scale=factor)
-            dims = (query.shape[-1], key.shape[-1], value.shape[-1])
-            dq, dk, dv = (g.transpose(1, 2)[..., :dim] for g, dim in zip(grads, dims, strict=True))
-            return Grads(unfolded(dq, scale), dk, dv)
+        """float16 is computed and returned in float32, where the kernel is many times faster."""
+        tensors = [_kernel_view(x) for x in (grad_out, query, key, value, out)]
+        if query.dtype == torch.float16:
+            tensors = [x.float() for x in tensors]
+        dout, q, k, v, final = tensors
+        if _is_one_call(mask):
+            causal = mask.case is MaskCase.CAUSAL
+            grads = cpu_backward(dout, q, k, v, final, lse, causal=causal, scale=scale)
+        else:
+            grads = attend_masked_backward(dout, q, k, v, final, lse, mask, scale)
+        return Grads(*(grad.transpose(1, 2) for grad in grads))
 
 
-def _kernel_view(x: Float[Tensor, "B L H D"], width: int) -> Float[Tensor, "B H L width"]:
-    """`x` as the kernel takes it: a view, unless columns or a last stride of 1 are missing."""
-    return arguments.with_last_stride_one(arguments.with_width(x, width)).transpose(1, 2)
+def _is_one_call(mask: Mask) -> bool:
+    return mask.case in (MaskCase.FULL, MaskCase.CAUSAL) and mask.key_seen is None
+
+
+def _kernel_view(x: Float[Tensor, "B L H D"]) -> Float[Tensor, "B H L D"]:
+    """`x` as the kernel takes it: a view, unless its last stride is not 1."""
+    return arguments.with_last_stride_one(x).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What PyTorch's three CUDA kernels have in common: layout, widths, batches, probing.
+"""What PyTorch's three CUDA kernels have in common: alignment, batches, probing.
 
 A kernel adds its two operators (`kernel_forward`, `kernel_backward`), its limits and its
 place in the default order. Tensors are `[B, L, H, D]` throughout.
@@ -10,18 +10,10 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from ringspan.contracts import (
-    AttentionBackend,
-    Availability,
-    DeviceInfo,
-    Grads,
-    Mask,
-    MaskCase,
-    TileOutput,
-)
+from ringspan.contracts import Availability, DeviceInfo, Grads, Mask, MaskCase, TileOutput
 
 from ringspan_sdpa import arguments
-from ringspan_sdpa.scale import above_zero, unfolded
+from ringspan_sdpa.guarded import GuardedKernel
 from ringspan_sdpa.trial import trial
 
 if TYPE_CHECKING:
@@ -30,17 +22,16 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["LARGEST_BATCH", "WIDTH_MULTIPLE", "CudaKernel"]
+__all__ = ["LARGEST_BATCH", "CudaKernel"]
 
 LARGEST_BATCH = 65535
 """Batches lie along a CUDA grid's y or z axis, which ends here."""
-WIDTH_MULTIPLE = 8
-"""Head dimensions that are no multiple of this are filled up with zero columns."""
 
 
-class CudaKernel(AttentionBackend):
+class CudaKernel(GuardedKernel):
     """A kernel for full and square causal masks on NVIDIA GPUs."""
 
+    width_multiple: ClassVar[int] = 8
     trial_dtype: ClassVar[torch.dtype] = torch.float16
 
     @abstractmethod
@@ -97,85 +88,44 @@ class CudaKernel(AttentionBackend):
             )
         return trial(self, torch.device("cuda", index), self.trial_dtype)
 
-    def forward(
+    def attend(
         self,
         query: Float[Tensor, "B Lq H D"],
         key: Float[Tensor, "B Lk Hkv D"],
-        value: Float[Tensor, "B Lk Hkv Dv"],
+        value: Float[Tensor, "B Lk Hkv D"],
         *,
         mask: Mask,
         scale: float,
     ) -> TileOutput:
-        """Attention of each tile on its own, with its log-sum-exp.
+        """Calls of the kernel, each on as many tiles as it takes."""
+        tensors = [arguments.aligned(x) for x in (query, key, value)]
+        causal = mask.case is MaskCase.CAUSAL
+        parts = [
+            self.kernel_forward(*part, causal=causal, scale=scale) for part in _batches(tensors)
+        ]
+        return TileOutput(*(_joined(part) for part in zip(*parts, strict=True)))
 
-        Raises:
-            InvalidArgument: tensors not on one GPU, of several dtypes, or a causal mask with
-                other than as many queries as keys.
-        """
-        arguments.check_tensors("cuda", query=query, key=key, value=value)
-        arguments.check_mask(mask, query.shape[1], key.shape[1])
-        if not query.numel() or not key.numel():
-            return arguments.nothing_seen(query, value)
-        width = _kernel_width(query, value)
-        with torch.no_grad():
-            folded, factor = above_zero(query, scale)
-            tensors = [
-                arguments.aligned(arguments.with_width(x, width)) for x in (folded, key, value)
-            ]
-            parts = [
-                self.kernel_forward(*part, causal=mask.case is MaskCase.CAUSAL, scale=factor)
-                for part in _batches(tensors)
-            ]
-        out, lse = (_joined(part) for part in zip(*parts, strict=True))
-        return TileOutput(out[..., : value.shape[-1]], lse)
-
-    def backward(
+    def attend_backward(
         self,
-        grad_out: Float[Tensor, "B Lq H Dv"],
+        grad_out: Float[Tensor, "B Lq H D"],
         query: Float[Tensor, "B Lq H D"],
         key: Float[Tensor, "B Lk Hkv D"],
-        value: Float[Tensor, "B Lk Hkv Dv"],
-        out: Float[Tensor, "B Lq H Dv"],
+        value: Float[Tensor, "B Lk Hkv D"],
+        out: Float[Tensor, "B Lq H D"],
         lse: Float[Tensor, "B H Lq"],
         *,
         mask: Mask,
         scale: float,
     ) -> Grads:
-        """This tile's share of the gradients, given the final `out` and `lse` of all tiles.
-
-        Raises:
-            InvalidArgument: as in `forward`.
-        """
-        arguments.check_tensors(
-            "cuda", query=query, key=key, value=value, grad_out=grad_out, out=out
-        )
-        arguments.check_tensors("cuda", lse=lse)
-        arguments.check_mask(mask, query.shape[1], key.shape[1])
-        if not query.numel() or not key.numel():
-            return arguments.no_grads(query, key, value)
-        width = _kernel_width(query, value)
-        with torch.no_grad():
-            folded, factor = above_zero(query, scale)
-            tensors = [
-                arguments.aligned(arguments.with_width(x, width))
-                for x in (grad_out, folded, key, value, out)
-            ]
-            # The kernels read a log-sum-exp as if it were contiguous, without a check.
-            tensors.append(lse.contiguous())
-            parts = [
-                self.kernel_backward(*part, causal=mask.case is MaskCase.CAUSAL, scale=factor)
-                for part in _batches(tensors)
-            ]
-            dq, dk, dv = (_joined(part) for part in zip(*parts, strict=True))
-            dq = unfolded(dq, scale)
-        head_dim, value_head_dim = query.shape[-1], value.shape[-1]
-        return Grads(dq[..., :head_dim], dk[..., :head_dim], dv[..., :value_head_dim])
-
-
-def _kernel_width(query: Tensor, value: Tensor) -> int:
-    """The larger head dimension, rounded up to what the kernels take."""
-    width = max(query.shape[-1], value.shape[-1])
-    return width + -width % WIDTH_MULTIPLE
+        """Calls of the kernel, each on as many tiles as it takes."""
+        tensors = [arguments.aligned(x) for x in (grad_out, query, key, value, out)]
+        # The kernels read a log-sum-exp as if it were contiguous, without a check.
+        tensors.append(lse.contiguous())
+        causal = mask.case is MaskCase.CAUSAL
+        parts = [
+            self.kernel_backward(*part, causal=causal, scale=scale) for part in _batches(tensors)
+        ]
+        return Grads(*(_joined(part) for part in zip(*parts, strict=True)))
 
 
 def _batches(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -1,30 +1,39 @@
-"""An interval mask as a list of kernel calls.
+"""A mask as a list of kernel calls.
 
 A block of rows sees some keys with every row (the interior) and some with only part of its rows
 (the edges). The interior needs no bias, so the kernel runs at its full speed there; only
-the edges carry an additive bias, of bounded size. Whatever the lengths, no buffer is quadratic.
+the edges, padded keys and bitmaps carry an additive bias, of bounded size. Whatever the lengths,
+no buffer is quadratic.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from ringspan.contracts import Mask, MaskCase
+
+from ringspan_sdpa.arguments import lse_dtype
+from ringspan_sdpa.bounds import Bounds, aligned, part, real_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jaxtyping import Bool, Float, Int
-    from ringspan.contracts import Mask
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
-__all__ = ["BIAS_ELEMENTS", "HIDDEN", "ROWS", "Block", "Piece", "blocks"]
+__all__ = ["BIAS_ELEMENTS", "HIDDEN", "INTERIOR", "ROWS", "Block", "Piece", "blocks"]
 
-ROWS = 256
+ROWS = 128
 """Rows of a block. More rows mean fewer calls, but wider edges."""
+INTERIOR = 512
+"""Fewest keys of an interior: with fewer, a bias costs less than the extra call and merge."""
+WORTH_A_CALL = 1 << 16
+"""Tiles with the same bounds and at least so many scores have calls of their own."""
 BIAS_ELEMENTS = 1 << 21
-"""Most elements of one bias (8 MiB in float32), unless a single key has more."""
+"""Most elements of one bias (8 MiB in float32), unless a single row or key has more."""
 HIDDEN = -1e30
 """The bias of a hidden key: finite, so that no row of a piece is all -inf, and beyond any score."""
 
@@ -34,7 +43,7 @@ class Piece:
     """Keys that a block's rows see: all of them where `bias` is None."""
 
     keys: slice
-    bias: Float[Tensor, "#B #H rows keys"] | None
+    bias: Float[Tensor, "#B #H #rows keys"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,67 +52,96 @@ class Block:
 
     tiles: slice
     rows: slice
-    empty: Bool[Tensor, "#B #H rows"]
+    empty: Bool[Tensor, "#B #H #rows"]
     pieces: list[Piece]
 
 
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """`low` and `high` of one block, and the dtype that the kernel wants its bias in."""
-
-    low: Int[Tensor, "#B #H rows"]
-    high: Int[Tensor, "#B #H rows"]
-    dtype: torch.dtype
-
-    def bias(self, keys: slice) -> Float[Tensor, "#B #H rows keys"]:
-        key = torch.arange(keys.start, keys.stop, device=self.low.device)
-        hidden = (key < self.low[..., None]) | (key >= self.high[..., None])
-        return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, HIDDEN)
-
-    def biased(self, start: int, stop: int) -> Iterator[Piece]:
-        step = max(1, BIAS_ELEMENTS // self.low.numel())
-        for first in range(start, stop, step):
-            keys = slice(first, min(first + step, stop))
-            yield Piece(keys, self.bias(keys))
-
-    def pieces(self, empty: Bool[Tensor, "#B #H rows"]) -> Iterator[Piece]:
-        if bool(empty.all()):
-            return
-        seen = ~empty
-        start, stop = int(self.low[seen].min()), int(self.high[seen].max())
-        inner_start, inner_stop = int(self.low.max()), int(self.high.min())
-        # An interior shorter than a block's rows saves less than the extra call and merge cost.
-        if bool(empty.any()) or inner_stop - inner_start < ROWS:
-            yield from self.biased(start, stop)
-            return
-        yield from self.biased(start, inner_start)
-        yield Piece(slice(inner_start, inner_stop), None)
-        yield from self.biased(inner_stop, stop)
+def blocks(
+    mask: Mask, query: Float[Tensor, "B H Lq D"], key: Float[Tensor, "B Hkv Lk D"]
+) -> Iterator[Block]:
+    """Cuts tiles into blocks with few hidden scores. Rows that are in no block see no key."""
+    (heads, length), (kv_heads, keys) = query.shape[1:3], key.shape[1:3]
+    real = real_keys(mask, heads, kv_heads, keys)
+    if mask.case is MaskCase.BITMAP:
+        return _bitmap_blocks(mask, real, query, keys)
+    return _interval_blocks(Bounds.of(mask, real, length, keys), query, keys)
 
 
-def blocks(mask: Mask, batch: int, length: int, keys: int, dtype: torch.dtype) -> Iterator[Block]:
-    """Cuts `batch` tiles of `length` rows over `keys` keys into blocks with few hidden scores."""
-    low, high = _aligned_bounds(mask, length, keys)
-    shared_by_tiles = low.shape[0] == 1
-    rows_of_block = min(ROWS, length)
-    scores_of_tile = low.shape[1] * rows_of_block * keys
-    step = batch if shared_by_tiles else max(1, BIAS_ELEMENTS // scores_of_tile)
-    for first in range(0, batch, step):
-        tiles = slice(first, min(first + step, batch))
-        of_tiles = slice(None) if shared_by_tiles else tiles
-        for start in range(0, length, rows_of_block):
-            rows = slice(start, min(start + rows_of_block, length))
-            bounds = _Bounds(low[of_tiles, :, rows], high[of_tiles, :, rows], dtype)
-            empty = bounds.low >= bounds.high
-            yield Block(tiles, rows, empty, list(bounds.pieces(empty)))
+def _bitmap_blocks(
+    mask: Mask, real: Bool[Tensor, "#B #H Lk"] | None, query: Float[Tensor, "B H Lq D"], keys: int
+) -> Iterator[Block]:
+    assert mask.seen is not None
+    batch, _, length, _ = query.shape
+    seen, every = aligned(mask.seen, 4), slice(None)
+    kinds, of_heads = seen.shape[:2]
+    if real is not None:
+        kinds, of_heads = max(kinds, real.shape[0]), max(of_heads, real.shape[1])
+    rows_of_block = min(length, max(1, BIAS_ELEMENTS // (of_heads * keys)))
+    elements_of_tile = of_heads * rows_of_block * keys
+    step = batch if kinds == 1 else max(1, BIAS_ELEMENTS // elements_of_tile)
+    for tiles in _cut(slice(0, batch), step):
+        for rows in _cut(slice(0, length), rows_of_block):
+            here = part(seen, tiles, every, rows).expand(-1, -1, -1, keys)
+            if real is not None:
+                here = here & part(real, tiles)[:, :, None]
+            empty = ~here.any(-1)
+            if not bool(empty.all()):
+                yield Block(tiles, rows, empty, [Piece(slice(0, keys), _bias(here, query))])
 
 
-def _aligned_bounds(
-    mask: Mask, length: int, keys: int
-) -> tuple[Int[Tensor, "#B #H Lq"], Int[Tensor, "#B #H Lq"]]:
-    """`low` and `high` with three dimensions of one shape, within `0 .. keys`."""
-    assert mask.low is not None
-    assert mask.high is not None
-    shape = (mask.low + mask.high + mask.low.new_zeros(1, 1, length)).shape
-    low, high = (bound.broadcast_to(shape).clamp(0, keys) for bound in (mask.low, mask.high))
-    return low, high
+def _interval_blocks(
+    bounds: Bounds, query: Float[Tensor, "B H Lq D"], keys: int
+) -> Iterator[Block]:
+    batch, heads, length, _ = query.shape
+    rows_of_block = length if bounds.low.shape[2] == 1 else min(ROWS, length)
+    least = WORTH_A_CALL // (heads * rows_of_block * keys) + 1
+    for stretch in bounds.stretches(batch, least):
+        kinds, of_heads, _ = bounds.tiles(stretch).kinds
+        elements_of_tile = of_heads * rows_of_block * keys
+        step = batch if kinds == 1 else max(1, BIAS_ELEMENTS // elements_of_tile)
+        for tiles in _cut(stretch, step):
+            of_tiles = bounds.tiles(tiles)
+            for rows in _cut(slice(0, length), rows_of_block):
+                of_rows = of_tiles.rows(rows)
+                pieces = list(_pieces(of_rows, query))
+                if pieces:
+                    yield Block(tiles, rows, of_rows.low >= of_rows.high, pieces)
+
+
+def _pieces(bounds: Bounds, like: Tensor) -> Iterator[Piece]:
+    low, high = bounds.low, bounds.high
+    some = low < high
+    if not bool(some.any()):
+        return
+    start, stop = int(low[some].min()), int(high[some].max())
+    inner = slice(int(low.max()), int(high.min()))
+    # A row that sees none of these keys may see others, and must then see no interior.
+    if not bool(some.all()) or (inner != slice(start, stop) and _count(inner) < INTERIOR):
+        inner = slice(stop, stop)
+    step = max(1, BIAS_ELEMENTS // math.prod(bounds.kinds))
+    for keys in _cut(slice(start, inner.start), step):
+        yield Piece(keys, _bias(bounds.seen(keys), like))
+    if _count(inner) > 0 and (bounds.real is None or bool(bounds.real[..., inner].all())):
+        yield Piece(inner, None)
+    elif bounds.real is not None:
+        for keys in _cut(inner, step):
+            yield Piece(keys, _bias(bounds.real[:, :, None, keys], like))
+    for keys in _cut(slice(inner.stop, stop), step):
+        yield Piece(keys, _bias(bounds.seen(keys), like))
+
+
+def _bias(
+    seen: Bool[Tensor, "#B #H #rows keys"], like: Tensor
+) -> Float[Tensor, "#B #H #rows keys"]:
+    """0 where a key is seen. The kernel takes float64 for float64 inputs, otherwise float32."""
+    zero = torch.zeros((), dtype=lse_dtype(like.dtype))
+    return torch.where(seen, zero, torch.full_like(zero, HIDDEN))
+
+
+def _cut(whole: slice, step: int) -> Iterator[slice]:
+    for start in range(whole.start, whole.stop, step):
+        yield slice(start, min(start + step, whole.stop))
+
+
+def _count(keys: slice) -> int:
+    return int(keys.stop - keys.start)

@@ -1,7 +1,8 @@
-"""Interval masks on the CPU kernel: its calls, piece by piece, merged by their log-sum-exp."""
+"""Any mask on the CPU kernel: its calls, piece by piece, merged by their log-sum-exp."""
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
     from ringspan.contracts import Mask
     from torch import Tensor
 
-__all__ = ["attend_interval", "attend_interval_backward"]
+__all__ = ["attend_masked", "attend_masked_backward"]
 
 
-def attend_interval(
+def attend_masked(
     query: Float[Tensor, "B H Lq D"],
     key: Float[Tensor, "B Hkv Lk D"],
     value: Float[Tensor, "B Hkv Lk D"],
@@ -26,11 +27,9 @@ def attend_interval(
     scale: float,
 ) -> tuple[Float[Tensor, "B H Lq D"], Float[Tensor, "B H Lq"]]:
     """Output and log-sum-exp; a row that sees no key has output 0 and log-sum-exp -inf."""
-    batch, heads, length, width = query.shape
-    sums = lse_dtype(query.dtype)
-    out = query.new_empty(batch, length, heads, width).transpose(1, 2)
-    lse = query.new_empty(batch, heads, length, dtype=sums)
-    for block in blocks(mask, batch, length, key.shape[2], sums):
+    out = _zeros_rows_first(query, query.dtype)
+    lse = query.new_full(query.shape[:3], -torch.inf, dtype=lse_dtype(query.dtype))
+    for block in blocks(mask, query, key):
         here = (block.tiles, slice(None), block.rows)
         out[here], lse[here] = _attend_block(block, query[here], key, value, scale)
     return out, lse
@@ -43,31 +42,27 @@ def _attend_block(
     value: Float[Tensor, "B Hkv Lk D"],
     scale: float,
 ) -> tuple[Float[Tensor, "b H rows D"], Float[Tensor, "b H rows"]]:
-    out = torch.zeros_like(query)
-    lse = query.new_full(query.shape[:3], -torch.inf, dtype=lse_dtype(query.dtype))
-    for index, piece in enumerate(block.pieces):
-        there = (block.tiles, slice(None), piece.keys)
-        part = cpu_forward(query, key[there], value[there], bias=piece.bias, scale=scale)
-        out, lse = part if index == 0 else _merged(out, lse, *part)
+    parts = (
+        cpu_forward(query, key[there], value[there], bias=piece.bias, scale=scale)
+        for piece in block.pieces
+        for there in [(block.tiles, slice(None), piece.keys)]
+    )
+    out, lse = functools.reduce(_merged, parts)
     # The kernel averages the hidden keys of a row that sees none.
     out.masked_fill_(block.empty[..., None], 0.0)
     lse.masked_fill_(block.empty, -torch.inf)
     return out, lse
 
 
-def _merged(
-    out: Float[Tensor, "b H rows D"],
-    lse: Float[Tensor, "b H rows"],
-    part_out: Float[Tensor, "b H rows D"],
-    part_lse: Float[Tensor, "b H rows"],
-) -> tuple[Float[Tensor, "b H rows D"], Float[Tensor, "b H rows"]]:
-    """Two softmaxes over disjoint keys as one, in `lse`'s dtype. Both `lse` are finite."""
-    total = torch.logaddexp(lse, part_lse)
-    share, part_share = ((x - total).exp_()[..., None] for x in (lse, part_lse))
-    return out * share + part_out * part_share, total
+def _merged(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two softmaxes over disjoint keys as one, in the dtype of `lse`. Both `lse` are finite."""
+    (out_a, lse_a), (out_b, lse_b) = a, b
+    lse = torch.logaddexp(lse_a, lse_b)
+    share_a, share_b = ((x - lse).exp_()[..., None] for x in (lse_a, lse_b))
+    return out_a * share_a + out_b * share_b, lse
 
 
-def attend_interval_backward(
+def attend_masked_backward(
     grad_out: Float[Tensor, "B H Lq D"],
     query: Float[Tensor, "B H Lq D"],
     key: Float[Tensor, "B Hkv Lk D"],
@@ -78,10 +73,8 @@ def attend_interval_backward(
     scale: float,
 ) -> tuple[Float[Tensor, "B H Lq D"], Float[Tensor, "B Hkv Lk D"], Float[Tensor, "B Hkv Lk D"]]:
     """Gradients for the given, possibly global, `out` and `lse`, summed in `lse`'s dtype."""
-    batch, _, length, _ = query.shape
-    sums = lse_dtype(query.dtype)
-    dq, dk, dv = (_zeros_rows_first(x, sums) for x in (query, key, value))
-    for block in blocks(mask, batch, length, key.shape[2], sums):
+    dq, dk, dv = (_zeros_rows_first(x, lse.dtype) for x in (query, key, value))
+    for block in blocks(mask, query, key):
         here = (block.tiles, slice(None), block.rows)
         for piece in block.pieces:
             there = (block.tiles, slice(None), piece.keys)
