@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -61,20 +62,26 @@ class TorchscaleDilated(Dilated):
 
     def null_keys(self, domain: Domain) -> Positions | None:
         """The zeros that each query sees, summed over the branches in which it takes part."""
-        if domain.causal:
+        zeros = [] if domain.causal else list(self._zeros(domain))
+        if not zeros:
             return None
         seen = np.zeros((domain.heads, domain.N), np.int64)
-        for branch in range(len(self.segment_lengths)):
-            self._count_zeros(domain, branch, seen)
-        return seen if seen.any() else None
+        for heads, rows, counts in zeros:
+            for head in heads:
+                seen[head, rows] += counts
+        return seen
 
-    def _count_zeros(self, domain: Domain, branch: int, seen: Positions) -> None:
-        length, rate = self.segment_lengths[branch], self.dilation_rates[branch]
-        starts, lengths = domain.segments(length)
-        slots = -(-np.minimum(domain.lengths, length) // rate)
-        slots = np.repeat(slots, -(-domain.lengths // length))
-        for offset, heads in heads_by_offset(self.head_offsets, domain, branch, rate).items():
-            kept = kept_counts(lengths, rate, offset)
-            short = (kept > 0) & (kept < slots)
-            rows = Runs(starts[short] + offset, kept[short], rate).listed().rows
-            seen[np.ix_(np.array(heads), rows)] += np.repeat((slots - kept)[short], kept[short])
+    def _zeros(self, domain: Domain) -> Iterator[tuple[tuple[int, ...], Positions, Positions]]:
+        """For heads of one offset in one branch, the queries that see zeros and how many."""
+        for branch, rate in enumerate(self.dilation_rates):
+            length = self.segment_lengths[branch]
+            starts, lengths = domain.segments(length)
+            slots = -(-np.minimum(domain.lengths, length) // rate)
+            slots = np.repeat(slots, -(-domain.lengths // length))
+            offsets = heads_by_offset(self.head_offsets, domain, branch, rate)
+            for offset, heads in offsets.items():
+                kept = kept_counts(lengths, rate, offset)
+                short = (kept > 0) & (kept < slots)
+                if short.any():
+                    rows = Runs(starts[short] + offset, kept[short], rate).listed().rows
+                    yield heads, rows, np.repeat((slots - kept)[short], kept[short])
