@@ -77,7 +77,7 @@ def make_plan(
         check_cross(pattern, queries, domain)
     pattern.check(domain)
     keys = Holdings.of(layout)
-    if queries is not None and isinstance(pattern, Dense):
+    if queries is not None and isinstance(pattern, Dense) and pattern.along is None:
         positions = np.arange(queries.length) if queries.positions is None else queries.positions
         meeting = Meeting.alone(cross_work(pattern, queries, domain), keys.positions[0])
         return _finished([meeting], positions, keys.positions[0], None, domain, rank, None)
