@@ -231,6 +231,19 @@ def test_a_million_tokens_are_laid_out_in_memory_linear_in_them() -> None:
     assert held < 128 * grid.N
 
 
+@pytest.mark.parametrize(("axes", "extent", "most"), [(2, 400, 12), (3, 60, 45)])
+def test_points_with_gaps_come_in_equal_blocks_that_see_few_others(
+    axes: int, extent: int, most: int
+) -> None:
+    # Dense in one corner, sparse in the other.
+    points = (np.random.default_rng(0).random((2**14, axes)) ** 2 * extent).astype(np.int64)
+    (part,) = Neighborhood(5).parts(laid_over(Coordinates(points)))
+    assert isinstance(part, Blocks)
+    lengths = np.diff(part.sets.listed().bounds)
+    assert (lengths == 64).mean() > 0.9
+    assert np.diff(part.indptr).mean() < most
+
+
 def test_far_points_cost_nothing_where_there_are_none() -> None:
     far = 2**31 - 1
     points = Coordinates([[0, 0, 0], [1, 1, 1], [far, far, far], [far, 0, far]])

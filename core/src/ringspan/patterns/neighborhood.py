@@ -11,7 +11,8 @@ import numpy as np
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Domain, Part, Pattern, Runs, Windows
 from ringspan.contracts.tokens import Grid, Sequence, Tokens
-from ringspan.patterns.neighborhood_blocks import Boxes, blocks
+from ringspan.patterns.neighborhood_axes import Boxes
+from ringspan.patterns.neighborhood_blocks import blocks
 from ringspan.patterns.neighborhood_rule import AxisRule
 
 if TYPE_CHECKING:
