@@ -247,6 +247,17 @@ def test_a_poisoned_buffer_never_reaches_an_output(monkeypatch: pytest.MonkeyPat
         assert given.attended(given.cache(pattern), [1, 6]).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("elements", [1, 100, 1000])
+def test_history_that_is_widened_in_blocks_is_exact(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, elements: int
+) -> None:
+    monkeypatch.setattr("ringspan.decoding.step._IN_CACHE", elements)
+    given = some(dtype=dtype)
+    out = given.attended(given.cache(rs.Dense()), [1])
+    given.assert_exact(out, multiplicity.dense(given.N, causal=True))
+
+
 # How much is held
 
 
@@ -512,7 +523,9 @@ def test_only_the_likeliest_few_are_drawn() -> None:
     tokens = generate(model, PROMPT, max_new_tokens=40, temperature=5.0, top_k=3, seed=0)
     with torch.no_grad():
         best = model(tokens)[:, 4:-1].topk(3).indices
-    assert (tokens[:, 5:, None] == best).any(-1).all()
+    drawn = tokens[:, 5:, None] == best
+    assert drawn.any(-1).all()
+    assert drawn.flatten(0, 1).any(0).all()
 
 
 def test_draws_follow_the_softmax_of_the_logits_over_the_temperature() -> None:

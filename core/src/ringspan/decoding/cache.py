@@ -46,7 +46,7 @@ class Cache(ABC):
     @property
     @abstractmethod
     def rows_per_head(self) -> tuple[int, ...]:
-        """For each key/value head, how many rows it holds that a later token can see."""
+        """For each key/value head, how many rows it holds now."""
 
     @property
     @abstractmethod

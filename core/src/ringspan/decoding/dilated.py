@@ -141,7 +141,7 @@ class DilatedCache(Cache):
 
     @property
     def rows_per_head(self) -> tuple[int, ...]:
-        """For each key/value head, how many rows it holds that a later token can see."""
+        """For each key/value head, how many rows a later token can still see."""
         return self._count(lanes.rows_before(self.length) for lanes in self._lanes)
 
     @property

@@ -103,7 +103,7 @@ class WindowCache(Cache):
 
     @property
     def rows_per_head(self) -> tuple[int, ...]:
-        """For each key/value head, how many rows it holds."""
+        """For each key/value head, how many rows it holds now."""
         return (self._held,) * self.sizes.kv_heads
 
     @property
