@@ -141,7 +141,7 @@ class Case(Shapes):
         """
         if self.cross is not None:
             m = torch.ones(1, self.cross, self.N, dtype=torch.int64)
-        elif self.positions is not None and self.pattern.kind == "Dense":
+        elif self.positions is not None and self.pattern.reaches_beyond:
             m = self._dense_at_positions()
         else:
             m = multiplicity.packed([self._alone(tokens, order) for tokens in self._documents()])

@@ -70,6 +70,11 @@ class Named:
         along: str | None = self.fields.get("along")
         return along
 
+    @property
+    def reaches_beyond(self) -> bool:
+        """Whether queries may stand anywhere, also beyond the keys, and several at one place."""
+        return self.kind == "Dense" and self.along is None
+
     def multiplicity(self, tokens: Tokens, heads: int, kv_heads: int) -> Int[Tensor, "H N N"]:
         """`m_h(i, j)` over one document, in the places of its ordering if it has one."""
         N = tokens.N

@@ -74,7 +74,7 @@ def named(
         fields = draw(_blocks(kind, N if documents is None else max(documents)))
     else:
         fields = draw(_branched(kind, N, heads, kv_heads))
-    if draw(st.booleans()) and _may_lie_along(kind, fields, grid):
+    if _may_lie_along(kind, fields, grid) and draw(st.integers(0, 2)):
         fields["along"] = draw(st.sampled_from(list(orderings)))
     return Named(kind, fields)
 

@@ -36,6 +36,7 @@ def lengths(max_N: int = 320) -> st.SearchStrategy[int]:
     return st.one_of(
         st.sampled_from([N for N in (1, *awkward, *near_powers) if 1 <= N <= max_N]),
         st.integers(1, max_N),
+        st.integers(max_N // 2 + 1, max_N),
     )
 
 
@@ -128,10 +129,10 @@ def _with_modes(draw: st.DrawFn, case: Case, orderings: Sequence[str]) -> Case:
 @st.composite
 def _queries(draw: st.DrawFn, case: Case) -> dict[str, Any]:
     """Queries that are not all tokens: another sequence, a chunk of this one, or any of its."""
-    dense = case.pattern.kind == "Dense" and case.pattern.along is None
+    dense = case.pattern.reaches_beyond
     unplaced = dense and not case.causal and case.pattern.fields["window"] is None
     if unplaced and draw(st.booleans()):
-        return {"cross": draw(st.integers(1, case.N + 9))}
+        return {"cross": draw(st.integers(1, case.N + 9).filter(lambda count: count != case.N))}
     if dense and draw(st.booleans()):
         return {"positions": tuple(draw(st.lists(st.integers(0, case.N + 9), min_size=1)))}
     first, last = sorted(draw(st.tuples(*[st.integers(0, case.N - 1)] * 2)))
@@ -160,9 +161,12 @@ def _places(draw: st.DrawFn, max_N: int) -> tuple[tuple[int, ...], bool, int]:
     """The shape of a grid or `()`, whether it has gaps, and the number of tokens."""
     if draw(st.booleans()):
         return (), False, draw(lengths(max_N))
-    axes = draw(st.integers(2, 3))
-    size = int(max_N ** (1 / axes))
-    grid = tuple(draw(st.lists(st.integers(1, size), min_size=axes, max_size=axes)))
+    sizes: list[int] = []
+    for axes_left in range(draw(st.integers(2, 3)), 0, -1):
+        room = max_N // math.prod(sizes)
+        # Squarish or long: no axis takes all that is left to the others.
+        sizes.append(draw(st.integers(1, min(room, 2 * math.ceil(room ** (1 / axes_left))))))
+    grid = tuple(sizes)
     if _one_in(draw, 3):
         return grid, True, draw(st.integers(1, max_N))
     return grid, False, math.prod(grid)
