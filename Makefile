@@ -27,7 +27,7 @@ TORCH_TO_KEEP = $(shell $(call HAS_TORCH,$(VENV)/bin/python,False))
 TORCH_OPTIONS = $(if $(TORCH_TO_KEEP),,--constraint constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test lint types format wheels gpu bench clean
+.PHONY: help install dev demo test lint types format reference wheels gpu bench clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
@@ -65,6 +65,9 @@ types: $(TOX) ## Check types.
 
 format: $(TOX) ## Fix what ruff can fix.
 	$(TOX) run -e format
+
+reference: $(VENV)/.installed ## Write docs/reference/patterns.md anew: every pattern in every mode.
+	$(VENV)/bin/python -m tests.reference.page
 
 wheels: ## Build every wheel into wheels/.
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir wheels $(DISTRIBUTIONS)
