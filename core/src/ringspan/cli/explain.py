@@ -91,5 +91,5 @@ def explain(
         print_json(explanation.as_dict())
     else:
         typer.echo(str(explanation))
-    if not all(decision.chosen for decision in explanation.decisions.values()):
+    if not explanation.can_run:
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from ringspan.contracts.backend import (
     Problem,
     TileOutput,
 )
+from ringspan.contracts.blocks import ActiveBlocks
 from ringspan.contracts.communicator import Communicator, Exchange, Message, Pending
 from ringspan.contracts.documents import Documents
 from ringspan.contracts.dropout import Dropout, kept
@@ -50,6 +51,7 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "FULL",
     "HOOK_KINDS",
+    "ActiveBlocks",
     "Affine",
     "AttentionBackend",
     "Availability",

@@ -63,7 +63,7 @@ class Capabilities:
     dropout: bool = False
     """Whether `forward` and `backward` take `dropout=` (a `Dropout`)."""
     blocks: bool = False
-    """Whether `forward_blocks` and `backward_blocks` take block-sparse work whole."""
+    """Whether `Mask.blocks` is honoured: block-sparse work comes whole, else cut into tiles."""
     deterministic: bool = True
     backward: bool = True
     """False: inference only; never chosen where a gradient is needed."""
@@ -90,6 +90,8 @@ class Capabilities:
             yield "key_padding (supported: no padding)"
         if problem.dropout and not self.dropout:
             yield "dropout (supported: none)"
+        if problem.blocks and not self.blocks:
+            yield "block-sparse work as a whole (supported: tiles)"
         if problem.deterministic and not self.deterministic:
             yield "deterministic algorithms are required (supported: no deterministic kernel)"
         if problem.needs_backward and not self.backward:
@@ -127,6 +129,8 @@ class Problem:
     deterministic: bool = False
     key_padding: bool = False
     dropout: bool = False
+    blocks: bool = False
+    """Whether the work is block-sparse and comes as one tile."""
     device_info: DeviceInfo = field(default=DeviceInfo(type="cpu"), repr=False)
 
     @property

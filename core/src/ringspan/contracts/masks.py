@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ringspan.contracts.blocks import ActiveBlocks
+
 __all__ = ["CAUSAL", "FULL", "Mask", "MaskCase"]
 
 
@@ -48,6 +50,9 @@ class Mask:
     """For `BITMAP` only: bool, broadcasts to `[batch, heads, query_length, key_length]`."""
     key_seen: Tensor | None = None
     """With any case: bool, broadcasts to `[batch, kv_heads, key_length]`; False: padding."""
+    blocks: ActiveBlocks | None = None
+    """With `FULL` only: what is left of it. The engine gives blocks only to backends whose
+    capabilities have `blocks`; causality is in them already."""
 
 
 FULL = Mask(MaskCase.FULL)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from ringspan.contracts.blocks import ActiveBlocks
+
     Ints = npt.NDArray[np.int64]
 
 __all__ = ["Affine", "Bitmaps", "Indexed", "Ragged", "Rows", "Tiles", "Work", "equal_groups"]
@@ -110,6 +112,8 @@ class Tiles:
     """.. to below `high[t, k, l]`."""
     seen: Bitmaps | None = None
     """For `BITMAP`."""
+    blocks: ActiveBlocks | None = None
+    """With `FULL`: block-sparse work whole, as one tile."""
     keys_overlap: bool = False
     """Whether a key row may occur in several tiles."""
     forward_first: bool = False
@@ -128,6 +132,8 @@ class Tiles:
     def area(self) -> int:
         """Query-key pairs that the mask leaves, over all tiles and query heads."""
         heads = len(self.query_heads) * self.group
+        if self.blocks is not None:
+            return heads * self.blocks.area
         if self.seen is not None:
             sums = self.seen.table.sum(axis=(1, 2))
             return heads * int(sums[self.seen.which].sum())

@@ -12,17 +12,32 @@ from torch import Tensor
 from ringspan.catalogue import catalogue
 from ringspan.contracts.backend import AttentionBackend, Problem
 from ringspan.contracts.communicator import Communicator
+from ringspan.contracts.errors import NoEligibleProvider
 from ringspan.contracts.masks import MaskCase
 from ringspan.engine.timing import seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from ringspan_registry import Decision, DeviceInfo, Provider
 
     from ringspan.engine.call import Call
+    from ringspan.plan.steps import Plan
 
-__all__ = ["Choice", "Operands", "choose", "decide", "device_info", "recall", "remember"]
+__all__ = [
+    "WHOLE",
+    "Choice",
+    "Operands",
+    "choose",
+    "decide",
+    "decide_whole",
+    "device_info",
+    "recall",
+    "remember",
+]
+
+WHOLE = "backend (blocks)"
+"""The name of the decision about block-sparse work as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +84,14 @@ class Choice:
         """`"backend (causal)"` .. `"communicator"` -> decision."""
         return dict(self.named)
 
+    @property
+    def whole(self) -> bool:
+        """Whether block-sparse work is taken whole."""
+        return self.named[0][0] == WHOLE
+
     def backend(self, mask: MaskCase) -> AttentionBackend:
-        """The backend chosen for a mask case."""
-        chosen = self.decisions[backend_for(mask)].chosen
+        """The backend chosen for a mask case, or for block-sparse work as a whole."""
+        chosen = self.decisions[WHOLE if self.whole else backend_for(mask)].chosen
         return cast("AttentionBackend", catalogue().provider("backend", chosen))
 
     def communicator(self) -> Communicator:
@@ -95,14 +115,14 @@ def device_info(device: torch.device) -> DeviceInfo:
 
 
 def decide(
-    call: Call, operands: Operands, masks: Iterable[MaskCase], ring: bool
+    call: Call, operands: Operands, plan: Plan
 ) -> Iterator[tuple[str, Callable[[], Decision]]]:
     """What has to be decided, and how to ask: every mask case that can occur on any rank.
 
     All ranks ask for the same cases, so that all choose alike.
     """
     info = device_info(operands.device)
-    for mask in sorted(masks):
+    for mask in sorted(plan.masks):
         problem = _problem(call, operands, mask, info)
         yield (
             backend_for(mask),
@@ -115,20 +135,37 @@ def decide(
                 measure=partial(_seconds, problem=problem),
             ),
         )
-    if ring:
+    if plan.world_size > 1:
         yield (
             "communicator",
             partial(catalogue().select, "communicator", None, info, requested=call.communicator),
         )
 
 
-def choose(call: Call, operands: Operands, masks: Iterable[MaskCase], ring: bool) -> Choice:
+def decide_whole(call: Call, operands: Operands) -> Decision:
+    """The backend for block-sparse work as a whole.
+
+    Raises:
+        NoEligibleProvider: none takes it; the work is then cut into tiles.
+    """
+    info = device_info(operands.device)
+    problem = _problem(call, operands, MaskCase.FULL, info, blocks=True)
+    return catalogue().select("backend", problem, info, requested=call.backend, measure=None)
+
+
+def choose(call: Call, operands: Operands, plan: Plan) -> Choice:
     """Decides everything before any work starts.
 
     Raises:
         NoEligibleProvider: with every candidate's reasons.
     """
-    return Choice(tuple((name, ask()) for name, ask in decide(call, operands, masks, ring)))
+    if plan.whole is not None:
+        try:
+            return Choice(((WHOLE, decide_whole(call, operands)),))
+        except NoEligibleProvider:
+            # Not a failure: every backend takes the same work as tiles. `explain` tells both.
+            pass
+    return Choice(tuple((name, ask()) for name, ask in decide(call, operands, plan)))
 
 
 def backend_for(mask: MaskCase) -> str:
@@ -140,7 +177,9 @@ def _seconds(provider: Provider, problem: Problem) -> float:
     return seconds(cast("AttentionBackend", provider), problem)
 
 
-def _problem(call: Call, operands: Operands, mask: MaskCase, info: DeviceInfo) -> Problem:
+def _problem(
+    call: Call, operands: Operands, mask: MaskCase, info: DeviceInfo, *, blocks: bool = False
+) -> Problem:
     return Problem(
         device=operands.device.type,
         dtype=operands.dtype_name,
@@ -151,6 +190,7 @@ def _problem(call: Call, operands: Operands, mask: MaskCase, info: DeviceInfo) -
         needs_backward=call.needs_backward,
         key_padding=call.padded,
         dropout=call.dropout_p > 0,
+        blocks=blocks,
         deterministic=torch.are_deterministic_algorithms_enabled(),
         device_info=info,
     )

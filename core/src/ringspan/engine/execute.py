@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ringspan.contracts.work import Tiles
-from ringspan.engine.kernels import Kernels, Keys, Saved
+from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import Accumulator, Total, accumulation_dtype
 from ringspan.engine.ring import Arrival, Channel, KeyValue, Ring
 from ringspan.engine.rows import key_rows, query_rows
@@ -52,7 +51,7 @@ def forward(
     ring = None if channel is None else Ring(channel, local)
     for step, rows in _arrivals(plan.steps, local, ring):
         keys = kernels.keys(step, rows)
-        for tiles in _launches(kernels, step, query, keys):
+        for tiles in kernels.launches(query, keys):
             out, lse = kernels.forward(tiles, query, keys)
             total.put(query_rows(tiles), out, lse, first=tiles.forward_first)
     if sinks is not None:
@@ -78,7 +77,7 @@ def backward(
         if step.index and ring is not None:
             message, received = ring.empty_grads(step, grad_key.dtype)
         keys = kernels.keys(step, rows)
-        for tiles in _launches(kernels, step, saved.query, keys):
+        for tiles in kernels.launches(saved.query, keys):
             piece = kernels.backward(tiles, saved, keys)
             at_query, at_key = query_rows(tiles), key_rows(tiles)
             grad_query.put(at_query, piece.query, first=tiles.backward_first)
@@ -97,11 +96,6 @@ def backward(
         grad_key.finish(saved.local.key.dtype),
         grad_value.finish(saved.local.value.dtype),
     )
-
-
-def _launches(kernels: Kernels, step: Step, query: Tensor, keys: Keys) -> Iterator[Tiles]:
-    for tiles in step.tiles:
-        yield from kernels.launches(tiles, query, keys)
 
 
 def _finish(ring: Ring, returning: list[tuple[Step, Arrival]], grads: KeyValue) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ringspan.contracts.errors import InvalidArgument, NoEligibleProvider
 from ringspan.engine.call import Call
-from ringspan.engine.choice import Operands, decide
+from ringspan.engine.choice import WHOLE, Operands, decide, decide_whole
 from ringspan.engine.plans import cached_plan
 from ringspan.plan.cost import Cost, cost_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ringspan_registry import Decision
     from torch import Tensor
 
@@ -163,6 +166,11 @@ class Explanation:
     """By what was decided: `"backend (causal)"`, .., `"communicator"`."""
 
     @property
+    def can_run(self) -> bool:
+        """Whether everything that a call needs was found; taking blocks whole is no need."""
+        return all(decision.chosen for name, decision in self.decisions.items() if name != WHOLE)
+
+    @property
     def flops(self) -> int:
         """Of a forward pass, over all ranks; a backward pass costs 2.5 times as much."""
         return sum(report.cost.flops for report in self.ranks)
@@ -268,10 +276,22 @@ def _report(plan: Plan, inputs: Inputs) -> RankReport:
 
 
 def _decisions(call: Call, inputs: Inputs, plan: Plan) -> dict[str, Decision]:
+    operands = inputs.operands(plan.rows)
     decisions: dict[str, Decision] = {}
-    for name, ask in decide(call, inputs.operands(plan.rows), plan.masks, plan.world_size > 1):
-        try:
-            decisions[name] = ask()
-        except NoEligibleProvider as refusal:
-            decisions[name] = refusal.decision  # type: ignore[assignment]
+    if plan.whole is not None:
+        whole = _answer(partial(decide_whole, call, operands))
+        decisions[WHOLE] = whole
+        if whole.chosen:
+            return decisions
+    for name, ask in decide(call, operands, plan):
+        decisions[name] = _answer(ask)
     return decisions
+
+
+def _answer(ask: Callable[[], Decision]) -> Decision:
+    """The decision, or the one that says why there is none."""
+    try:
+        return ask()
+    except NoEligibleProvider as refusal:
+        refused: Decision = refusal.decision  # type: ignore[assignment]
+        return refused

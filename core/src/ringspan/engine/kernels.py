@@ -78,7 +78,15 @@ class Kernels:
         seen = self.key_padding[:, step.key_positions.on(rows.key.device)]
         return Keys(rows, step, seen[:, :, None, None].expand(-1, -1, heads, -1))
 
-    def launches(self, tiles: Tiles, query: Tensor, keys: Keys) -> Iterator[Tiles]:
+    def launches(self, query: Tensor, keys: Keys) -> Iterator[Tiles]:
+        """A step's tiles, or block-sparse work as a whole where a kernel takes it."""
+        if self.plan.whole is not None and self.choice.whole:
+            yield from self.plan.whole.tiles
+            return
+        for tiles in keys.step.tiles:
+            yield from self._bounded(tiles, query, keys)
+
+    def _bounded(self, tiles: Tiles, query: Tensor, keys: Keys) -> Iterator[Tiles]:
         """The tiles in parts that gather no more than a bounded number of elements."""
         elements = 0
         if isinstance(tiles.key, Indexed) or isinstance(tiles.query, Indexed):
@@ -197,7 +205,7 @@ def _mask(tiles: Tiles, query: Tensor, keys: Keys) -> Mask:
     if tiles.seen is not None:
         seen = tiles.seen.on(device).unsqueeze(1).repeat(batch, 1, 1, 1)
     key_seen = None if keys.seen is None else _by_head(key_rows(tiles), keys.seen)
-    return Mask(tiles.mask, low, high, seen, key_seen)
+    return Mask(tiles.mask, low, high, seen, key_seen, tiles.blocks)
 
 
 def _spread(bound: Tensor, group: int) -> Tensor:

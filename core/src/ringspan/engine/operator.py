@@ -139,7 +139,7 @@ class _Run:
         )
 
     def choose(self) -> Choice:
-        return choose(self.call, self.operands, self.plan.masks, self.group is not None)
+        return choose(self.call, self.operands, self.plan)
 
     def open(self, choice: Choice) -> Channel | None:
         """The channel of a ring, after all ranks agreed on what they are about to do."""

@@ -199,15 +199,18 @@ def _bitmap_batches(batch: Batch, seen: Callable[[Ints, Ints], Bools]) -> Iterat
     """The tiles of a batch under `seen`: full where all of it is, else with bitmaps."""
     pairs = batch.query.shape[1] * batch.key.shape[1]
     step = max(1, _PAIRS_AT_ONCE // pairs)
+    low, high = batch.low, batch.high
+    assert low is not None
+    assert high is not None
+    number = np.arange(batch.key.shape[1])
+    everything = not low.any() and bool((high == len(number)).all())
     narrowed: dict[int, list[tuple[Ints, Ints, Bools]]] = {}
     for first in range(0, len(batch.query), step):
         some = slice(first, first + step)
         query, key = batch.query[some], batch.key[some]
-        assert batch.low is not None
-        assert batch.high is not None
-        number = np.arange(key.shape[1])
-        within = (number >= batch.low[some, :, None]) & (number < batch.high[some, :, None])
-        bitmap = seen(query[:, :, None], key[:, None, :]) & within
+        bitmap = seen(query[:, :, None], key[:, None, :])
+        if not everything:
+            bitmap = bitmap & ((number >= low[some, :, None]) & (number < high[some, :, None]))
         for width, piece in _narrowed(query, key, bitmap):
             narrowed.setdefault(width, []).append(piece)
     for pieces in narrowed.values():
@@ -248,8 +251,9 @@ def _narrowed(
 
 def _shared(bitmap: Bools) -> Bitmaps:
     """Equal bitmaps stored once: on a grid, all tiles away from the border have the same."""
-    tiles, queries, keys = bitmap.shape
-    packed = np.packbits(bitmap.reshape(tiles, -1), axis=1)
-    distinct, which = np.unique(packed, axis=0, return_inverse=True)
-    table = np.unpackbits(distinct, axis=1, count=queries * keys).astype(np.bool_)
-    return Bitmaps(table.reshape(-1, queries, keys), which.reshape(-1))
+    packed = np.packbits(bitmap.reshape(len(bitmap), -1), axis=1)
+    # A dictionary, because sorting rows of so many bytes takes most of the time of a plan.
+    numbers: dict[bytes, int] = {}
+    which = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in packed])
+    _, first = np.unique(which, return_index=True)
+    return Bitmaps(bitmap[first], which)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from ringspan.plan.holdings import Holdings
 from ringspan.plan.meetings import Meeting, Meetings
 from ringspan.plan.orders import order
 from ringspan.plan.steps import Plan
+from ringspan.plan.whole import whole_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -87,7 +88,7 @@ def make_plan(
         asking = Holdings.some(queries.positions, layout.N)
     meetings = Meetings(parts, asking, keys, domain)
     ring = layout.world_size > 1
-    return _finished(
+    plan = _finished(
         [meetings.work(index, rank) for index in range(layout.world_size)],
         asking.positions[rank],
         keys.positions[rank],
@@ -96,6 +97,8 @@ def make_plan(
         rank,
         _masks_of_any_rank(parts, causal, layout) if ring else None,
     )
+    alone = keys.in_order and queries is None
+    return replace(plan, whole=whole_of(parts, domain)) if alone else plan
 
 
 def _finished(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ringspan.contracts.masks import MaskCase
 from ringspan.contracts.work import Indexed, Tiles, Work
+from ringspan.plan.whole import Whole
 
 __all__ = ["Parcel", "Plan", "Step"]
 
@@ -71,6 +72,8 @@ class Plan:
     """Every query row is first written by work marked `forward_first`."""
     backward_covered: bool
     key_covered: bool
+    whole: Whole | None = None
+    """The same work as one tile for each part, where all of it is block-sparse."""
 
     @property
     def backward_steps(self) -> tuple[Step, ...]:
