@@ -6,6 +6,7 @@ log-sum-exps, and everything that those operators do not check but need.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -278,6 +279,36 @@ def test_tensors_that_are_not_on_a_gpu_are_refused(backend: AttentionBackend) ->
     x = torch.randn(1, 4, 1, 8)
     with pytest.raises(InvalidArgument, match="query: expected a tensor on cuda, got one on cpu"):
         backend.forward(x, x, x, mask=FULL, scale=1.0)
+
+
+@by_name
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (Mask(MaskCase.INTERVAL, torch.zeros(4).long(), torch.arange(4)), "interval"),
+        (Mask(MaskCase.BITMAP, seen=torch.eye(4, dtype=torch.bool)), "bitmap"),
+        (replace(FULL, key_seen=torch.arange(4) < 3), "padded keys"),
+        (replace(CAUSAL, key_seen=torch.arange(4) < 3), "padded keys"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+@pytest.mark.usefixtures("on_cpu")
+def test_a_mask_that_the_kernel_lacks_is_refused_and_not_taken_for_another(
+    backend: AttentionBackend, mask: Mask, got: str
+) -> None:
+    x = torch.randn(1, 4, 1, 8)
+    with pytest.raises(InvalidArgument, match=f"mask: expected .*, got {got}"):
+        backend.forward(x, x, x, mask=mask, scale=1.0)
+    lse = torch.zeros(1, 1, 4)
+    with pytest.raises(InvalidArgument, match=f"mask: expected .*, got {got}"):
+        backend.backward(x, x, x, x, x, lse, mask=mask, scale=1.0)
+
+
+@pytest.mark.parametrize("backend", ringspan_attention_backends(), ids=lambda backend: backend.name)
+def test_dropout_is_refused_by_every_kernel(backend: AttentionBackend) -> None:
+    (device,) = backend.capabilities.devices
+    problem = Problem(device, "float16", MaskCase.FULL, 64, 64, dropout=True)
+    assert "dropout (supported: none)" in backend.reasons_against(problem)
 
 
 @by_name

@@ -27,11 +27,14 @@ def attend_masked(
     scale: float,
 ) -> tuple[Float[Tensor, "B H Lq D"], Float[Tensor, "B H Lq"]]:
     """Output and log-sum-exp; a row that sees no key has output 0 and log-sum-exp -inf."""
-    out = _zeros_rows_first(query, query.dtype)
-    lse = query.new_full(query.shape[:3], -torch.inf, dtype=lse_dtype(query.dtype))
+    out = _rows_first(query, query.dtype)
+    lse = query.new_empty(query.shape[:3], dtype=lse_dtype(query.dtype))
     for block in blocks(mask, query, key):
         here = (block.tiles, slice(None), block.rows)
-        out[here], lse[here] = _attend_block(block, query[here], key, value, scale)
+        if block.pieces:
+            out[here], lse[here] = _attend_block(block, query[here], key, value, scale)
+        else:
+            out[here], lse[here] = 0.0, -torch.inf
     return out, lse
 
 
@@ -48,9 +51,10 @@ def _attend_block(
         for there in [(block.tiles, slice(None), piece.keys)]
     )
     out, lse = functools.reduce(_merged, parts)
-    # The kernel averages the hidden keys of a row that sees none.
-    out.masked_fill_(block.empty[..., None], 0.0)
-    lse.masked_fill_(block.empty, -torch.inf)
+    if block.empty is not None:
+        # The kernel averages the hidden keys of a row that sees none.
+        out.masked_fill_(block.empty[..., None], 0.0)
+        lse.masked_fill_(block.empty, -torch.inf)
     return out, lse
 
 
@@ -73,7 +77,7 @@ def attend_masked_backward(
     scale: float,
 ) -> tuple[Float[Tensor, "B H Lq D"], Float[Tensor, "B Hkv Lk D"], Float[Tensor, "B Hkv Lk D"]]:
     """Gradients for the given, possibly global, `out` and `lse`, summed in `lse`'s dtype."""
-    dq, dk, dv = (_zeros_rows_first(x, lse.dtype) for x in (query, key, value))
+    dq, dk, dv = (_rows_first(x, lse.dtype).zero_() for x in (query, key, value))
     for block in blocks(mask, query, key):
         here = (block.tiles, slice(None), block.rows)
         for piece in block.pieces:
@@ -94,7 +98,7 @@ def attend_masked_backward(
     return dq, dk, dv
 
 
-def _zeros_rows_first(x: Float[Tensor, "B H L D"], dtype: torch.dtype) -> Float[Tensor, "B H L D"]:
-    """Zeros shaped as `x`, contiguous once transposed back to `[B, L, H, D]`."""
+def _rows_first(x: Float[Tensor, "B H L D"], dtype: torch.dtype) -> Float[Tensor, "B H L D"]:
+    """New memory shaped as `x`, contiguous once transposed back to `[B, L, H, D]`."""
     batch, heads, length, width = x.shape
-    return x.new_zeros(batch, length, heads, width, dtype=dtype).transpose(1, 2)
+    return x.new_empty(batch, length, heads, width, dtype=dtype).transpose(1, 2)

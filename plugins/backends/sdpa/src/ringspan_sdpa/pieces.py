@@ -12,22 +12,21 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from ringspan.contracts import Mask, MaskCase
 
 from ringspan_sdpa.arguments import lse_dtype
 from ringspan_sdpa.bounds import Bounds, aligned, part, real_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from jaxtyping import Bool, Float
     from torch import Tensor
 
 __all__ = ["BIAS_ELEMENTS", "HIDDEN", "INTERIOR", "ROWS", "Block", "Piece", "blocks"]
 
-ROWS = 128
-"""Rows of a block. More rows mean fewer calls, but wider edges."""
+ROWS = 192
+"""Rows of a block: as few as the kernel works on at its full speed, so that edges are narrow."""
 INTERIOR = 512
 """Fewest keys of an interior: with fewer, a bias costs less than the extra call and merge."""
 WORTH_A_CALL = 1 << 16
@@ -48,18 +47,29 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some rows of some tiles, the rows that see no key at all, and the pieces for the others."""
+    """Some rows of some tiles, and the keys that they see."""
 
     tiles: slice
     rows: slice
-    empty: Bool[Tensor, "#B #H #rows"]
-    pieces: list[Piece]
+    pieces: Iterable[Piece]
+    """Made one at a time, as their biases are large; `()` where no row sees any key."""
+    empty: Bool[Tensor, "#B #H #rows"] | None
+    """Which rows see no key at all; None where every row sees one."""
+
+    @classmethod
+    def of(
+        cls, tiles: slice, rows: slice, pieces: Iterable[Piece], empty: Bool[Tensor, "#B #H #rows"]
+    ) -> Block:
+        """Without a tensor for what is the same for all rows."""
+        if bool(empty.all()):
+            return cls(tiles, rows, (), None)
+        return cls(tiles, rows, pieces, empty if bool(empty.any()) else None)
 
 
 def blocks(
     mask: Mask, query: Float[Tensor, "B H Lq D"], key: Float[Tensor, "B Hkv Lk D"]
 ) -> Iterator[Block]:
-    """Cuts tiles into blocks with few hidden scores. Rows that are in no block see no key."""
+    """Cuts tiles into blocks with few hidden scores; every row is in one block."""
     (heads, length), (kv_heads, keys) = query.shape[1:3], key.shape[1:3]
     real = real_keys(mask, heads, kv_heads, keys)
     if mask.case is MaskCase.BITMAP:
@@ -84,9 +94,8 @@ def _bitmap_blocks(
             here = part(seen, tiles, every, rows).expand(-1, -1, -1, keys)
             if real is not None:
                 here = here & part(real, tiles)[:, :, None]
-            empty = ~here.any(-1)
-            if not bool(empty.all()):
-                yield Block(tiles, rows, empty, [Piece(slice(0, keys), _bias(here, query))])
+            bias = _bias(here, query)
+            yield Block.of(tiles, rows, [Piece(slice(0, keys), bias)], bias.amax(-1) < 0)
 
 
 def _interval_blocks(
@@ -103,16 +112,13 @@ def _interval_blocks(
             of_tiles = bounds.tiles(tiles)
             for rows in _cut(slice(0, length), rows_of_block):
                 of_rows = of_tiles.rows(rows)
-                pieces = list(_pieces(of_rows, query))
-                if pieces:
-                    yield Block(tiles, rows, of_rows.low >= of_rows.high, pieces)
+                empty = of_rows.low >= of_rows.high
+                yield Block.of(tiles, rows, _pieces(of_rows, query), empty)
 
 
 def _pieces(bounds: Bounds, like: Tensor) -> Iterator[Piece]:
     low, high = bounds.low, bounds.high
     some = low < high
-    if not bool(some.any()):
-        return
     start, stop = int(low[some].min()), int(high[some].max())
     inner = slice(int(low.max()), int(high.min()))
     # A row that sees none of these keys may see others, and must then see no interior.
@@ -134,8 +140,7 @@ def _bias(
     seen: Bool[Tensor, "#B #H #rows keys"], like: Tensor
 ) -> Float[Tensor, "#B #H #rows keys"]:
     """0 where a key is seen. The kernel takes float64 for float64 inputs, otherwise float32."""
-    zero = torch.zeros((), dtype=lse_dtype(like.dtype))
-    return torch.where(seen, zero, torch.full_like(zero, HIDDEN))
+    return (~seen).to(lse_dtype(like.dtype)).mul_(HIDDEN)
 
 
 def _cut(whole: slice, step: int) -> Iterator[slice]:
