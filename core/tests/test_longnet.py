@@ -8,6 +8,7 @@ import pytest
 import ringspan as rs
 import torch
 from ringspan.contracts.documents import Documents
+from ringspan.decoding import make_caches
 from ringspan.demo.model import ByteModel
 from ringspan.demo.settings import Settings
 from ringspan.errors import InvalidArgument
@@ -221,6 +222,17 @@ def test_tokens_of_another_kind_are_refused_by_name(tokens: Any) -> None:
         LongNet(11, 16, 1, 4, PATTERN)(tokens)
 
 
-def test_one_cache_per_block_is_asked_for() -> None:
-    with pytest.raises(InvalidArgument, match=r"^caches: expected 2, one per block, got 0"):
-        LongNet(11, 16, 2, 4, PATTERN)(torch.zeros(1, 3).long(), caches=[])
+@pytest.mark.parametrize(("caches", "got"), [([], "0"), ([1, 2, 3], "3"), (5, "int")])
+def test_one_cache_per_block_is_asked_for(caches: Any, got: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^caches: expected 2, one per block, got {got}"):
+        LongNet(11, 16, 2, 4, PATTERN)(torch.zeros(1, 3).long(), caches=caches)
+
+
+@pytest.mark.parametrize("pattern", [PATTERN, rs.Dense(), rs.Dense(window=(5, 0))])
+def test_stepping_through_caches_equals_the_whole_forward(pattern: Any) -> None:
+    model = awake(LongNet(11, 16, 2, 4, pattern, kv_heads=2, sink=True)).eval()
+    tokens = torch.randint(11, (2, 30))
+    caches = make_caches(model, batch=2)
+    with torch.no_grad():
+        parts = [model(part, caches=caches) for part in tokens.split([14, 1, 1, 5, *[1] * 9], 1)]
+        torch.testing.assert_close(torch.cat(parts, 1), model(tokens))

@@ -410,6 +410,11 @@ def test_a_module_refuses_what_attention_refuses(rotary: bool, options: dict[str
     assert str(refusal.value) == str(expected.value)
 
 
+def test_what_is_no_cache_is_refused_by_name() -> None:
+    with pytest.raises(InvalidArgument, match=r"^cache: expected a cache"):
+        SelfAttention(16, 4, rs.Dense())(torch.randn(1, 8, 16), cache="x")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("argument", "head_dim", "base"),
     [("head_dim", 8.0, 1e4), ("head_dim", True, 1e4), ("head_dim", "8", 1e4), ("base", 8, -1.0)],

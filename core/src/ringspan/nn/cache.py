@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Cache"]
 
 
+@runtime_checkable
 class Cache(Protocol):
     """Keys and values of the tokens so far, for one layer; see `ringspan.decoding`."""
 

@@ -154,9 +154,11 @@ class LongNet(nn.Module):
     def _caches(self, caches: Sequence[Cache] | None) -> Sequence[Cache | None]:
         if caches is None:
             return [None] * len(self.blocks)
-        if len(caches) != len(self.blocks):
+        if not isinstance(caches, Sequence) or len(caches) != len(self.blocks):
             raise InvalidArgument(
-                "caches", expected=f"{len(self.blocks)}, one per block", got=str(len(caches))
+                "caches",
+                expected=f"{len(self.blocks)}, one per block",
+                got=str(len(caches)) if isinstance(caches, Sequence) else type(caches).__name__,
             )
         return caches
 

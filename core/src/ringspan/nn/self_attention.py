@@ -13,6 +13,7 @@ from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Pattern
 from ringspan.engine.call import Call
 from ringspan.engine.operator import AGREE_ON_LENGTHS
+from ringspan.nn.cache import Cache
 from ringspan.nn.checks import check_rows, check_switches
 from ringspan.nn.positions import row_positions
 from ringspan.nn.projections import Projections
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from ringspan.contracts.documents import Documents
     from ringspan.contracts.tokens import Tokens
-    from ringspan.nn.cache import Cache
     from ringspan.plan.layout import Layout
 
 __all__ = ["DilatedSelfAttention", "SelfAttention"]
@@ -186,7 +186,11 @@ class SelfAttention(Projections):
         positions = cache.length + torch.arange(x.shape[1], device=x.device)
         return self.finish(cache.attend(*self.project(x, positions), sink=self.sink))
 
-    def _check_cached(self, cache: Cache, options: dict[str, object]) -> None:
+    def _check_cached(self, cache: object, options: dict[str, object]) -> None:
+        if not isinstance(cache, Cache):
+            raise InvalidArgument(
+                "cache", expected="a cache such as make_cache(...) gives", got=type(cache).__name__
+            )
         for name, value in options.items():
             if value is not None:
                 raise InvalidArgument(name, expected="None beside cache", got=type(value).__name__)
