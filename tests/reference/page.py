@@ -49,7 +49,7 @@ odder ones at random; `tests/test_ring_modes.py` has several ranks.
 | Dv != D | values of another dimension than queries and keys |
 | layout | stored along `"hilbert"` on a grid (a neighbourhood on a sequence: `"identity"`) |
 | along | the pattern taken along `"hilbert"` on a grid |
-| deterministic | `torch.use_deterministic_algorithms(True)`: the same bits twice, memory full of NaN |
+| deterministic | `torch.use_deterministic_algorithms(True)`: the same bits twice, no stale memory |
 | together | causal, equal documents, padding, sink, GQA and Dv != D at once |
 """
 
