@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ringspan import errors, nn
+    from ringspan import compat, decoding, errors, nn
     from ringspan.api import Inputs, attention, explain, last_run, use
     from ringspan.contracts.documents import Documents
     from ringspan.contracts.tokens import Coordinates, Grid
@@ -43,7 +43,7 @@ _HOMES = {
     "last_run": "ringspan.api",
     "use": "ringspan.api",
 }
-_MODULES = ("errors", "nn")
+_MODULES = ("compat", "decoding", "errors", "nn")
 
 __all__ = [
     "Along",
@@ -59,6 +59,8 @@ __all__ = [
     "Layout",
     "Neighborhood",
     "attention",
+    "compat",
+    "decoding",
     "errors",
     "explain",
     "last_run",

@@ -2,3 +2,7 @@
 
 `ringspan.compat.torchscale`: LongNet's dilated attention, for weights published with torchscale.
 """
+
+from ringspan.compat import torchscale
+
+__all__ = ["torchscale"]
