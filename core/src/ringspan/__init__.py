@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ringspan import compat, decoding, errors, nn
+    from ringspan import errors, nn
     from ringspan.api import Inputs, attention, explain, last_run, use
     from ringspan.contracts.documents import Documents
     from ringspan.contracts.tokens import Coordinates, Grid
