@@ -59,9 +59,9 @@ def _version(asked: bool) -> None:
     from ringspan.catalogue import catalogue
 
     typer.echo(f"ringspan {ringspan.__version__} (Python {sys.version.split()[0]})")
-    for plugin in catalogue().plugins():
-        offers = ", ".join(f"{kind} {name}" for kind, name in plugin.providers)
-        typer.echo(f"  {plugin.name} {plugin.version}: {offers or plugin.state}")
+    for found in catalogue().plugins():
+        offers = ", ".join(f"{kind} {name}" for kind, name in found.providers)
+        typer.echo(f"  {found.name} {found.version}: {offers or found.state}")
     raise typer.Exit
 
 

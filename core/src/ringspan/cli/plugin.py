@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ringspan.cli.extras import require
-from ringspan.cli.problem import print_json
 from ringspan.contracts.errors import UnknownProvider
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ def check(
     name: Annotated[
         str | None, typer.Argument(help="A plugin or a provider; default: everything installed.")
     ] = None,
+    select: Annotated[
+        str, typer.Option("-k", help="Only the tests that match, as for pytest's -k.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Run the standard tests of every backend, ordering and communicator that is installed.
@@ -46,9 +49,9 @@ def check(
     Ends with 1 if a test fails or a plugin cannot be loaded.
     """
     require("pytest", "hypothesis")
-    rows = _rows(_chosen(name), quiet=as_json)
+    rows = _rows(_chosen(name), select, quiet=as_json)
     if as_json:
-        print_json(rows)
+        typer.echo(json.dumps(rows, indent=2))
     else:
         Console(highlight=False).print(_table(rows))
     if any(row["state"] in ("failed", "faulty") for row in rows):
@@ -77,7 +80,7 @@ def _chosen(name: str | None) -> dict[PluginRecord, list[tuple[str, str]]]:
 
 
 def _rows(
-    chosen: dict[PluginRecord, list[tuple[str, str]]], *, quiet: bool
+    chosen: dict[PluginRecord, list[tuple[str, str]]], select: str, *, quiet: bool
 ) -> list[dict[str, Any]]:
     """One row per provider, and one per plugin that could not be loaded."""
     from ringspan.catalogue import catalogue
@@ -90,7 +93,8 @@ def _rows(
         for plugin, offers in chosen.items()
         for kind, name in offers
     ]
-    return rows + [_row(checked) for checked in (run(everything, quiet=quiet) if everything else ())]
+    found = run(everything, select=select, quiet=quiet) if everything else []
+    return rows + [_row(checked) for checked in found]
 
 
 def _unloaded(plugin: PluginRecord) -> dict[str, Any]:

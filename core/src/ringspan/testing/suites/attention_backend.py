@@ -9,7 +9,7 @@ upstream gradients, against the formula in float64.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -31,6 +31,8 @@ from ringspan.testing.suites.trial import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ringspan.testing.pytest_plugin import Verdict
 
 __all__ = ["AttentionBackendSuite"]
@@ -197,15 +199,27 @@ class AttentionBackendSuite(ProviderSuite, published=True):
         dropped = replace(tile, mask=mask, mask_axes=mask_axes, dropout_p=0.3, seed=2**40 + 7)
         trial.exact_or_refused(replace(dropped, key_padding=key_padding))
 
+    @each_dtype
+    @pytest.mark.parametrize("length", [1, 64, 130])
+    @pytest.mark.parametrize(
+        "modes", [{}, {"key_padding": True}, {"dropout_p": 0.3}, {"group_size": 3}], ids=str
+    )
+    def test_block_sparse_work_as_a_whole_is_exact_or_refused(
+        self, trial: Trial, tile: Tile, dtype: str, length: int, modes: dict[str, Any]
+    ) -> None:
+        """Blocks of uneven lengths, whole and in part; one sees nothing."""
+        whole = replace(tile, mask=MaskCase.FULL, blocks=True, dtype=dtype, query_length=length)
+        trial.exact_or_refused(replace(whole, **modes))
+
     @each_mask
     @pytest.mark.parametrize("strides", STRIDES)
     @pytest.mark.parametrize("wider", [0, 17])
     def test_any_strides_are_read_and_nothing_between_them(
         self, trial: Trial, tile: Tile, mask: MaskCase, strides: str, wider: int
     ) -> None:
-        """Rows lie apart or on a diagonal, and NaN lies between them.
+        """Rows lie apart or on a diagonal, and NaN lies between them; masks have strides too.
 
-        With `strided=False` they are contiguous when they arrive, as from the engine.
+        With `strided=False` rows are contiguous when they arrive, as from the engine.
         """
         D = tile.head_dim + wider
         trial.exact_or_refused(
@@ -332,10 +346,14 @@ class AttentionBackendSuite(ProviderSuite, published=True):
         memory = [all_memory(x) for x in operands.tensors]
         before = [x.clone() for x in memory]
         results = operands.results(trial.backend)
-        for number, result in enumerate(results.values()):
-            result.fill_(float(number))
-        for number, (name, result) in enumerate(results.items()):
-            assert (result == number).all(), f"{name} shares memory with another result"
+        numbered = {
+            name: _numbered(result, 50 * number)
+            for number, (name, result) in enumerate(results.items())
+        }
+        for name, result in results.items():
+            result.copy_(numbered[name])
+        for name, result in results.items():
+            assert torch.equal(result, numbered[name]), f"{name} shares memory"
         assert all(torch.equal(x, y) for x, y in zip(memory, before, strict=True))
         trial.verdict.served()
 
@@ -354,6 +372,19 @@ class AttentionBackendSuite(ProviderSuite, published=True):
         trial.exact(operands, results)
 
     @each_mask
+    def test_autocast_leaves_the_results_alone(
+        self, trial: Trial, tile: Tile, mask: MaskCase
+    ) -> None:
+        """The engine is called wherever users call it; what comes is already in its dtype."""
+        operands = trial.operands(replace(tile, mask=mask))
+        if operands is None:
+            return
+        with torch.autocast(trial.device.type, dtype=torch.bfloat16):
+            results = operands.results(trial.backend)
+        assert results["out"].dtype == operands.query.dtype
+        trial.exact(operands, results)
+
+    @each_mask
     def test_what_is_declared_deterministic_repeats_itself_bit_for_bit(
         self, trial: Trial, tile: Tile, mask: MaskCase
     ) -> None:
@@ -366,3 +397,9 @@ class AttentionBackendSuite(ProviderSuite, published=True):
             first, second = (operands.results(trial.backend) for _ in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
         trial.verdict.served()
+
+
+def _numbered(like: Tensor, first: int) -> Tensor:
+    """Elements told apart by their values, as far as 16 bits can."""
+    count = torch.arange(like.numel(), device=like.device) % 50 + first
+    return count.reshape(like.shape).to(like.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from ringspan.contracts import Provider, RingspanError
+from ringspan.contracts import InvalidArgument, Provider, RingspanError
 from ringspan.testing.pytest_plugin import verdict_of
 from ringspan.testing.suites.attention_backend import AttentionBackendSuite
 from ringspan.testing.suites.base import Suite
@@ -82,22 +84,35 @@ def suite_of(offered: Offered) -> type[Suite]:
     return type(offered.title, (SUITES[offered.kind],), {offered.kind: under_test})
 
 
-def check(everything: Sequence[Offered], *, quiet: bool = False) -> list[Checked]:
+def check(everything: Sequence[Offered], *, select: str = "", quiet: bool = False) -> list[Checked]:
     """Runs the suite of each provider with pytest, which prints its progress unless `quiet`.
 
     Neither settings of pytest nor plugins or conftest files of where it is called take part.
 
+    Args:
+        everything: the providers.
+        select: which tests, as for pytest's `-k`; empty: all.
+        quiet: whether nothing is printed.
+
     Raises:
+        InvalidArgument: no test matches `select`.
         RingspanError: pytest could not run.
     """
     ledger = _Ledger()
     token = being_checked.set(everything)
     try:
         with _alone() as options:
-            silence = ("-p", "no:terminal") if quiet else ()
-            code = pytest.main([*options, *silence], plugins=[_PLUGIN, ledger])
+            options += ["-k", select] if select else []
+            options += ["-p", "no:terminal"] if quiet else ["-q", "--no-header", "--tb=short"]
+            code = pytest.main(options, plugins=[_PLUGIN, ledger])
     finally:
         being_checked.reset(token)
+        # Read anew the next time: it holds the suites of these providers.
+        sys.modules.pop("ringspan.testing.suites.installed", None)
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise InvalidArgument(
+            "-k", expected="words in the names of standard tests", got=repr(select)
+        )
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RingspanError("plugin check", expected="pytest to run", got=f"its exit code {code:d}")
     return [ledger.checked(offered) for offered in everything]
@@ -109,13 +124,16 @@ _PLUGIN = "ringspan.testing.pytest_plugin"
 @contextmanager
 def _alone() -> Iterator[list[str]]:
     """Options of pytest that leave out whatever is configured around it."""
-    ours = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "PYTEST_PLUGINS": ""}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            settings = Path(folder) / "pytest.ini"
-            settings.write_text("[pytest]\n")
+    with tempfile.TemporaryDirectory() as folder:
+        ours = {
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTEST_ADDOPTS": "",
+            "PYTEST_PLUGINS": "",
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(Path(folder) / "hypothesis"),
+        }
+        settings = Path(folder) / "pytest.ini"
+        settings.write_text("[pytest]\n")
+        with mock.patch.dict(os.environ, ours):
             yield [
                 str(Path(__file__).with_name("installed.py")),
                 f"--config-file={settings}",
@@ -123,18 +141,9 @@ def _alone() -> Iterator[list[str]]:
                 f"--basetemp={Path(folder) / 'files'}",
                 "--import-mode=importlib",
                 "--noconftest",
-                "--no-header",
-                "--tb=short",
-                "-q",
                 "-p",
                 "no:cacheprovider",
             ]
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class _Ledger:

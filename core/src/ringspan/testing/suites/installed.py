@@ -1,4 +1,4 @@
-"""The suites of the providers that are being checked; `ringspan plugin check` has pytest read it."""
+"""The suites of the providers that are being checked, for pytest to read."""
 
 from ringspan.testing.suites.check import being_checked, suite_of
 

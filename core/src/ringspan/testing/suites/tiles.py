@@ -12,6 +12,14 @@ from ringspan.contracts import DeviceInfo, Dropout, Grads, Mask, MaskCase, Probl
 from ringspan.testing.accuracy import Yardstick, yardstick
 from ringspan.testing.formula import Extras
 from ringspan.testing.suites.devices import torch_device
+from ringspan.testing.suites.masks import (
+    drawn_blocks,
+    drawn_mask,
+    drawn_padding,
+    placed,
+    restricted,
+    visible,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +39,7 @@ class Tile:
     batch: int = 2
     query_length: int = 33
     key_length: int = 29
-    """A causal tile has as many keys as queries, whatever this says."""
+    """Causal and block-sparse tiles have as many keys as queries, whatever this says."""
     kv_heads: int = 2
     group_size: int = 1
     head_dim: int = 16
@@ -41,6 +49,8 @@ class Tile:
     """Which of batch, heads and queries have masks of their own; the others share one."""
     dtype: str = "float32"
     strides: str = "contiguous"
+    blocks: bool = False
+    """Whether it is block-sparse work, taken whole: a full mask with active blocks."""
     key_padding: bool = False
     dropout_p: float = 0.0
     largest_score: float = 3.0
@@ -56,7 +66,8 @@ class Tile:
     @property
     def keys(self) -> int:
         """Keys of each tile."""
-        return self.query_length if self.mask is MaskCase.CAUSAL else self.key_length
+        square = self.mask is MaskCase.CAUSAL or self.blocks
+        return self.query_length if square else self.key_length
 
     def problem(self, device: DeviceInfo, *, needs_backward: bool) -> Problem:
         """What selection is asked before such tiles are computed on `device`."""
@@ -71,6 +82,7 @@ class Tile:
             deterministic=torch.are_deterministic_algorithms_enabled(),
             key_padding=self.key_padding,
             dropout=self.dropout_p > 0,
+            blocks=self.blocks,
             device_info=device,
         )
 
@@ -99,32 +111,19 @@ class Tile:
         root: float = self.head_dim**0.5
         return self.largest_score / (3 * root) if self.scale is None else self.scale
 
-    def _shape(self, length: int) -> tuple[int, ...]:
-        """`[batch, heads, length]` as far as the mask varies, without leading axes of size 1."""
-        sizes = (("B", self.batch), ("H", self.heads), ("L", length))
-        shape = tuple(size if axis in self.mask_axes else 1 for axis, size in sizes)
-        return shape if {"B", "H"} & set(self.mask_axes) else shape[-1:]
-
     def _mask(self, draw: torch.Generator, device: torch.device) -> Mask:
-        parts: dict[str, Tensor] = {}
-        if self.mask is MaskCase.INTERVAL:
-            low, high = (
-                torch.randint(self.keys + 1, self._shape(self.query_length), generator=draw)
-                for _ in range(2)
-            )
-            parts = {"low": low.sort(-1).values // 2, "high": high.sort(-1).values}
-        elif self.mask is MaskCase.BITMAP:
-            shape = (*self._shape(self.query_length), self.keys)
-            parts = {"seen": torch.rand(shape, generator=draw) < 0.4}
-            if "L" in self.mask_axes:
-                parts["seen"][..., -1, :] = False
-            parts["seen"][..., :, 0] = False
+        if self.blocks:
+            mask = Mask(MaskCase.FULL, blocks=drawn_blocks(self.keys, draw))
+        else:
+            sizes = (("B", self.batch), ("H", self.heads), ("L", self.query_length))
+            shape = tuple(size if axis in self.mask_axes else 1 for axis, size in sizes)
+            shared = not {"B", "H"} & set(self.mask_axes)
+            mask = drawn_mask(self.mask, shape[-1:] if shared else shape, self.keys, draw)
         if self.key_padding:
-            sharing = self.kv_heads if "H" in self.mask_axes else 1
-            shape = (self.batch if "B" in self.mask_axes else 1, sharing, self.keys)
-            parts["key_seen"] = torch.rand(shape, generator=draw) < 0.7
-            parts["key_seen"][-1:, ..., : self.keys // 2] = False
-        return Mask(self.mask, **{name: x.to(device) for name, x in parts.items()})
+            batch = self.batch if "B" in self.mask_axes else 1
+            heads = self.kv_heads if "H" in self.mask_axes else 1
+            mask = replace(mask, key_seen=drawn_padding((batch, heads, self.keys), draw))
+        return placed(mask, device, turned=self.strides != "contiguous")
 
     def _dropout(self, device: torch.device) -> Dropout:
         """Positions with gaps, as dilated rows have them; a group of heads shares its keys'."""
@@ -208,7 +207,7 @@ class Operands:
         batch, queries, heads, _ = self.query.shape
         keys, kv_heads = self.key.shape[1:3]
         shape = (batch, heads, queries, keys)
-        seen = _seen(self.mask, queries, keys).expand(shape)
+        seen = visible(self.mask, queries, keys).expand(shape)
         if self.mask.key_seen is not None:
             padding = self.mask.key_seen.cpu().expand(batch, kv_heads, keys)
             seen = seen & padding.repeat_interleave(heads // kv_heads, 1)[:, :, None]
@@ -237,7 +236,7 @@ class Operands:
             self.key[at_keys],
             self.value[at_keys],
             self.grad_out[at_rows],
-            _restricted(self.mask, keys, case),
+            restricted(self.mask, keys, case),
             self.scale,
             None
             if self.dropout is None
@@ -289,26 +288,3 @@ def strided(x: Tensor, style: str) -> Tensor:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What log-sum-exps are in, and gradients may be in: float32, float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def _seen(mask: Mask, queries: int, keys: int) -> Tensor:
-    key = torch.arange(keys)
-    if mask.case is MaskCase.CAUSAL:
-        return key <= torch.arange(queries)[:, None]
-    if mask.case is MaskCase.INTERVAL and mask.low is not None and mask.high is not None:
-        return (mask.low.cpu()[..., None] <= key) & (key < mask.high.cpu()[..., None])
-    if mask.case is MaskCase.BITMAP and mask.seen is not None:
-        return mask.seen.cpu()
-    return torch.ones(queries, keys, dtype=torch.bool)
-
-
-def _restricted(mask: Mask, keys: slice, case: MaskCase) -> Mask:
-    """The mask over some of the keys."""
-    bounds = (None, None)
-    if mask.low is not None and mask.high is not None:
-        count = keys.stop - keys.start
-        bounds = tuple((x - keys.start).clamp(0, count) for x in (mask.low, mask.high))
-    seen, key_seen = (
-        None if x is None else x[..., keys].contiguous() for x in (mask.seen, mask.key_seen)
-    )
-    return Mask(case, *bounds, seen, key_seen)

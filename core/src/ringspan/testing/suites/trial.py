@@ -159,6 +159,7 @@ def tiles(draw: st.DrawFn, backend: AttentionBackend) -> Tile:
     dims = [dim for dim in range(1, 97) if dim in declared.head_dims]
     head_dim = draw(st.sampled_from(dims or [declared.head_dims.minimum]))
     other = draw(st.sampled_from(dims or [head_dim]))
+    whole = declared.blocks and MaskCase.FULL in declared.masks and draw(st.booleans())
     return Tile(
         batch=draw(st.integers(1, 3)),
         query_length=draw(st.integers(1, 70)),
@@ -167,7 +168,8 @@ def tiles(draw: st.DrawFn, backend: AttentionBackend) -> Tile:
         group_size=draw(st.integers(1, 3)) if declared.gqa else 1,
         head_dim=head_dim,
         value_head_dim=other if declared.value_head_dim_differs else head_dim,
-        mask=draw(st.sampled_from(sorted(declared.masks))),
+        mask=MaskCase.FULL if whole else draw(st.sampled_from(sorted(declared.masks))),
+        blocks=whole,
         mask_axes=draw(st.sampled_from(("", "L", "B", "BL", "HL", "BHL"))),
         dtype=draw(st.sampled_from([x for x in DTYPES if x in declared.dtypes])),
         strides=draw(st.sampled_from(STRIDES)),
