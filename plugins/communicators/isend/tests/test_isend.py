@@ -1,150 +1,73 @@
 """The `isend` communicator between real processes, over gloo."""
 
-import multiprocessing
-import runpy
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from __future__ import annotations
+
+import contextlib
 from typing import TYPE_CHECKING
 
+import isend_scenarios as scenarios
 import pytest
 import torch
 from ringspan.contracts import Communicator, DeviceInfo, InvalidArgument
+from ringspan.testing import CommunicatorSuite
+from ringspan.testing.ranks import Ring
+from ringspan.testing.suites.check import Offered, check
 from ringspan_isend import Isend, ringspan_communicators
 from ringspan_isend.route import Route, choose
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-    from multiprocessing.process import BaseProcess
-
-RANKS = Path(__file__).with_name("ranks.py")
+    from collections.abc import Callable, Iterator
 
 
-class World:
-    """Processes that run scenarios of `ranks.py` together."""
-
-    def __init__(self, world_size: int, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipes: list[Connection] = []
-        self.processes: list[BaseProcess] = []
-        for rank in range(world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=runpy.run_path,
-                args=(str(RANKS), {"job": (theirs, rank, world_size, str(folder / "store"))}),
-                kwargs={"run_name": "rank"},
-                daemon=True,
-            )
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self.processes.append(process)
-
-    def run(self, scenario: str, *, ranks: int | None = None) -> None:
-        """Has all ranks run `scenario`; the first `ranks` of them must live to say it passed."""
-        for pipe in self.pipes:
-            pipe.send(scenario)
-        for rank, pipe in enumerate(self.pipes[:ranks]):
-            assert pipe.poll(90), f"rank {rank} did not answer"
-            failure = pipe.recv()
-            assert failure is None, f"rank {rank}: {failure}"
-
-    def close(self) -> None:
-        for process, pipe in zip(self.processes, self.pipes, strict=True):
-            pipe.close()
-            process.terminate()
-            process.join()
+class TestIsend(CommunicatorSuite):
+    @pytest.fixture
+    def communicator(self) -> Communicator:
+        return Isend()
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], World]]:
-    """Worlds of two and three ranks, started when first asked for and shared by the tests."""
-    started: dict[int, World] = {}
-
-    def world(size: int) -> World:
-        if size not in started:
-            started[size] = World(size, tmp_path_factory.mktemp("world"))
-        return started[size]
-
-    yield world
-    for each in started.values():
-        each.close()
+def ring() -> Iterator[Ring]:
+    with contextlib.closing(Ring(3)) as ring:
+        yield ring
 
 
-@pytest.fixture
-def mortal_world(tmp_path: Path) -> Iterator[World]:
-    """Two ranks for one test only, which may break them."""
-    world = World(2, tmp_path)
-    yield world
-    world.close()
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        scenarios.grouped_messages_match_by_tag_too,
+        scenarios.too_many_grouped_messages_are_refused,
+        scenarios.staged_messages_arrive_where_they_were_wanted,
+        scenarios.outsiders_are_refused,
+        scenarios.empty_tensors_do_not_travel,
+        scenarios.bad_messages_are_refused_by_name,
+        scenarios.a_tag_in_flight_is_not_used_again,
+    ],
+    ids=lambda scenario: scenario.__name__,
+)
+def test_between_three_ranks(ring: Ring, scenario: Callable[[int], None]) -> None:
+    ring.run(scenario)
 
 
-Worlds = Callable[[int], World]
+def test_a_silent_peer_is_named() -> None:
+    with contextlib.closing(Ring(2)) as ring:
+        ring.run(scenarios.a_silent_peer_is_named)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_values_travel_around_the_ring(worlds: Worlds, size: int) -> None:
-    worlds(size).run("values_travel_around_the_ring")
-
-
-def test_a_megabyte_each_way_does_not_deadlock(worlds: Worlds) -> None:
-    worlds(3).run("a_megabyte_each_way_does_not_deadlock")
-
-
-def test_every_dtype_travels(worlds: Worlds) -> None:
-    worlds(2).run("every_dtype_travels")
-
-
-def test_bytes_are_counted_as_sent_and_received(worlds: Worlds) -> None:
-    worlds(3).run("bytes_are_counted_as_sent_and_received")
-
-
-@pytest.mark.parametrize("size", [2, 3])
-def test_tags_match_whatever_the_posting_order(worlds: Worlds, size: int) -> None:
-    worlds(size).run("tags_match_whatever_the_posting_order")
-
-
-def test_grouped_messages_match_by_tag_too(worlds: Worlds) -> None:
-    worlds(3).run("grouped_messages_match_by_tag_too")
-
-
-def test_too_many_grouped_messages_are_refused(worlds: Worlds) -> None:
-    worlds(2).run("too_many_grouped_messages_are_refused")
-
-
-def test_staged_messages_arrive_where_they_were_wanted(worlds: Worlds) -> None:
-    worlds(3).run("staged_messages_arrive_where_they_were_wanted")
-
-
-def test_peers_are_ranks_of_the_group(worlds: Worlds) -> None:
-    worlds(3).run("peers_are_ranks_of_the_group")
-
-
-def test_empty_tensors_do_not_travel(worlds: Worlds) -> None:
-    worlds(2).run("empty_tensors_do_not_travel")
-
-
-def test_waiting_twice_is_waiting_once(worlds: Worlds) -> None:
-    worlds(2).run("waiting_twice_is_waiting_once")
-
-
-def test_tensors_stay_alive_until_waited_for(worlds: Worlds) -> None:
-    worlds(2).run("tensors_stay_alive_until_waited_for")
-
-
-def test_bad_messages_are_refused_before_anything_is_posted(worlds: Worlds) -> None:
-    worlds(2).run("bad_messages_are_refused_before_anything_is_posted")
-
-
-def test_a_tag_in_flight_is_not_used_again(worlds: Worlds) -> None:
-    worlds(2).run("a_tag_in_flight_is_not_used_again")
-
-
-def test_a_silent_peer_is_an_error_after_the_timeout(mortal_world: World) -> None:
-    mortal_world.run("a_silent_peer_is_an_error_after_the_timeout")
-
-
-def test_a_dead_peer_is_an_error_and_not_a_hang(mortal_world: World) -> None:
-    mortal_world.run("a_dead_peer_is_an_error", ranks=1)
+@pytest.mark.parametrize(
+    ("exchange", "test"),
+    [
+        (scenarios.Wrapped, ""),
+        (scenarios.Uncounted, "test_bytes_are_counted_as_sent_and_received[cpu-2]"),
+        (scenarios.Tagless, "test_tags_match_whatever_the_posting_order[cpu-2]"),
+        (scenarios.Impatient, "test_posting_does_not_wait_for_the_peer[cpu-2]"),
+    ],
+)
+def test_the_standard_tests_catch_a_faulty_exchange(
+    exchange: type[scenarios.Wrapped], test: str
+) -> None:
+    offered = Offered("mine", "communicator", "mine", scenarios.Faulty(exchange))
+    (found,) = check([offered], select="cpu-2 and (bytes or tags or posting)", quiet=True)
+    assert found.failed == ((test,) if test else ())
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ def _label(scan: Ordering) -> str:
 
 
 each_scan = pytest.mark.parametrize("scan", SCANS, ids=_label)
-each_geometric_scan = pytest.mark.parametrize("scan", SCANS[1:], ids=_label)
 grids = st.one_of(
     st.builds(Grid, *[st.integers(1, 40)] * 2), st.builds(Grid, *[st.integers(1, 12)] * 3)
 )
@@ -42,18 +41,7 @@ def in_order(scan: Ordering, tokens: Grid | Coordinates) -> np.ndarray:
 
 @each_scan
 @given(tokens=st.one_of(grids, point_clouds()))
-def test_any_tokens_give_a_permutation_and_its_inverse(scan: Ordering, tokens: Tokens) -> None:
-    permutation = scan.places(tokens)
-    everyone = torch.arange(tokens.N)
-    assert permutation.tokens.dtype == permutation.places.dtype == torch.int64
-    assert torch.equal(permutation.tokens.sort().values, everyone)
-    assert torch.equal(permutation.places[permutation.tokens], everyone)
-    assert torch.equal(permutation.tokens[permutation.places], everyone)
-
-
-@each_scan
-@given(tokens=st.one_of(grids, point_clouds()))
-def test_places_are_the_same_every_time_and_for_all_shards(scan: Ordering, tokens: Tokens) -> None:
+def test_shards_and_weights_make_no_difference(scan: Ordering, tokens: Tokens) -> None:
     cut = scan.places(tokens, shards=3, weights=(1.0, 2.0, 0.5))
     assert torch.equal(scan.places(tokens).tokens, cut.tokens)
 
@@ -122,57 +110,3 @@ def test_tiles_at_the_border_of_a_grid_are_cut() -> None:
 def test_a_tile_without_a_proper_size_is_refused(size: object) -> None:
     with pytest.raises(InvalidArgument, match="size: expected an integer >= 1, got"):
         Tiles(size)  # type: ignore[arg-type]
-
-
-@each_geometric_scan
-@given(tokens=grids, seed=st.integers(0, 2**32 - 1))
-def test_shuffled_points_of_a_grid_are_visited_like_the_grid(
-    scan: Ordering, tokens: Grid, seed: int
-) -> None:
-    shuffled = np.random.default_rng(seed).permutation(tokens.coordinates)
-    assert np.array_equal(in_order(scan, Coordinates(shuffled)), in_order(scan, tokens))
-
-
-@each_geometric_scan
-@given(tokens=point_clouds(largest=1000), offset=st.integers(0, 2**30))
-def test_moving_all_points_changes_nothing(
-    scan: Ordering, tokens: Coordinates, offset: int
-) -> None:
-    moved = Coordinates(tokens.coordinates + offset)
-    assert torch.equal(scan.places(moved).tokens, scan.places(tokens).tokens)
-
-
-@each_geometric_scan
-@given(tokens=point_clouds(largest=2))
-def test_tokens_at_the_same_point_keep_their_order(scan: Ordering, tokens: Coordinates) -> None:
-    order = scan.places(tokens).tokens.numpy()
-    path = tokens.coordinates[order]
-    same = (path[1:] == path[:-1]).all(axis=1)
-    assert (order[1:][same] > order[:-1][same]).all()
-    # Each distinct point is visited once, so all its tokens stand together.
-    assert (~same).sum() + min(tokens.N, 1) == len(np.unique(path, axis=0))
-
-
-@each_scan
-@pytest.mark.parametrize("axes", [2, 3])
-def test_no_points_give_an_empty_permutation(scan: Ordering, axes: int) -> None:
-    permutation = scan.places(Coordinates(np.empty((0, axes), dtype=np.int64)))
-    assert permutation.tokens.shape == permutation.places.shape == (0,)
-    assert permutation.tokens.dtype == torch.int64
-
-
-@each_geometric_scan
-def test_a_plain_sequence_is_refused_with_the_remedy(scan: Ordering) -> None:
-    with pytest.raises(InvalidArgument, match=rf"tokens: .*{scan.name}.*Sequence\(N=16\)") as e:
-        scan.places(Sequence(16))
-    assert "Grid(h, w)" in e.value.remedy
-    assert "fold=True" in e.value.remedy
-
-
-@each_scan
-def test_the_permutation_lives_on_the_device_asked_for(scan: Ordering) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for named in (device, device.type):
-        there = scan.places(Grid(5, 6), device=named)
-        assert there.tokens.device.type == there.places.device.type == device.type
-        assert torch.equal(there.tokens.cpu(), scan.places(Grid(5, 6)).tokens)

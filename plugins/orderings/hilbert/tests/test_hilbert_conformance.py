@@ -1,0 +1,20 @@
+"""Both curves pass the standard tests of an ordering."""
+
+from __future__ import annotations
+
+import pytest
+from ringspan.contracts import Ordering
+from ringspan.testing import GeometricOrderingSuite
+from ringspan_hilbert import Hilbert, Morton
+
+
+class TestHilbert(GeometricOrderingSuite):
+    @pytest.fixture
+    def ordering(self) -> Ordering:
+        return Hilbert()
+
+
+class TestMorton(GeometricOrderingSuite):
+    @pytest.fixture
+    def ordering(self) -> Ordering:
+        return Morton()
