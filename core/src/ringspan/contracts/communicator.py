@@ -36,7 +36,11 @@ class Pending(ABC):
 
     @abstractmethod
     def wait(self) -> None:
-        """Returns when every send may be overwritten and every receive is filled."""
+        """Returns when every send may be overwritten and every receive is filled.
+
+        Raises:
+            RingError: a message failed, or its peer did not answer within the group's timeout.
+        """
 
 
 class Exchange(ABC):
@@ -49,7 +53,12 @@ class Exchange(ABC):
 
     @abstractmethod
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Pending:
-        """Starts all messages and returns at once. Adds their sizes to the byte counts."""
+        """Starts all messages and returns at once. Adds their sizes to the byte counts.
+
+        Raises:
+            InvalidArgument: before anything is posted: a peer that is not another rank of the
+                group, or a tensor that is not contiguous or on another device.
+        """
 
 
 class Communicator(Provider):

@@ -80,7 +80,8 @@ def _inverse(permutation: Tensor) -> Tensor:
 class Ordering(Provider):
     """Maps tokens to places along a curve.
 
-    `places` must be a pure function of its arguments. An ordering that needs geometry raises
+    `places` must be a pure function of its arguments, and order a `Grid` as it orders the same
+    points: a packed document is handed over as its points. An ordering that needs geometry raises
     `InvalidArgument` for a plain `Sequence`, naming `Grid` and `fold=True`.
     """
 
