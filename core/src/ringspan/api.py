@@ -78,7 +78,8 @@ def attention(
             lengths `[0, .., N]`. The result equals that of each document alone. Build a
             `Documents` once and pass it to every layer.
         key_padding: bool `[B, N]`, True for real tokens. Padded keys are seen by nobody, and
-            padded queries give zeros.
+            padded queries give zeros: queries are the keys' own tokens where `Nq == N`, and where
+            `query_positions` says so.
         sink: a logit per query head, differentiable; it takes part in the normaliser only.
         dropout_p: probability of dropping an attention probability, `0 <= dropout_p < 1`; the
             others are scaled by `1 / (1 - dropout_p)`, the normaliser is not dropped.

@@ -80,7 +80,9 @@ def _on(
     if device not in tensors:
         import torch
 
-        tensors[device] = torch.from_numpy(array).to(device)
+        # Host data that others hold too are read-only, which torch cannot say of a tensor.
+        own = array if array.flags.writeable else array.copy()
+        tensors[device] = torch.from_numpy(own).to(device)
     return tensors[device]
 
 

@@ -25,13 +25,13 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def merge_(out: Tensor, lse: Tensor, piece_out: Tensor, piece_lse: Tensor) -> None:
     """Merges a piece into `out` and `lse`, in place. `lse` has a last dimension of one."""
-    total = torch.logaddexp(lse, piece_lse)
-    # Where both are empty the difference would be inf - inf; any finite number serves.
-    finite = torch.where(total == -torch.inf, 0.0, total)
-    weight = torch.exp(piece_lse - finite)
+    # From the difference of the two and not from the total, whose rounding grows with its size.
+    # An empty piece moves nothing, also where the accumulator is empty and both are -inf.
+    gap = torch.where(piece_lse == -torch.inf, -torch.inf, piece_lse - lse)
+    weight = torch.sigmoid(gap)
     for part, piece, share in in_cache(out, piece_out, weight):
         part.lerp_(piece.to(part.dtype), share.to(part.dtype))
-    lse.copy_(total)
+    lse.copy_(torch.logaddexp(lse, piece_lse))
 
 
 class Total:

@@ -43,6 +43,14 @@ class Batch:
     high: Ints | None = None
     seen: Bitmaps | None = None
 
+    def seen_keys(self) -> Ints:
+        """All keys that some query sees; bitmaps have columns that nobody does."""
+        if self.seen is None:
+            return self.key.ravel()
+        columns: Bools = np.logical_or.reduce(self.seen.table, axis=1)
+        chosen: Ints = self.key[columns[self.seen.which]]
+        return chosen
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
@@ -75,6 +83,10 @@ class Cells:
 
     def _visible(self) -> Ints:
         """For each query row, how many keys of its tile have no later position."""
+        if self.query is self.key:
+            starts = np.repeat(self.query.bounds[:-1], np.diff(self.query.bounds))
+            own: Ints = np.arange(1, len(starts) + 1) - starts
+            return own
         query_lengths, key_lengths = np.diff(self.query.bounds), np.diff(self.key.bounds)
         tiles = np.arange(len(query_lengths))
         beyond = max(int(x.max()) if len(x) else 0 for x in (self.query.rows, self.key.rows)) + 1
@@ -144,7 +156,11 @@ class _Bands:
         sees = cells.low < cells.high
         query, low, high = cells.query.rows[sees], cells.low[sees], cells.high[sees]
         bounds = counted(sees)[cells.query.bounds]
-        tile, start, length = _pieces(bounds, rows)
+        # Where no query sees the keys between, two tiles do not compute and fetch them.
+        gaps = np.flatnonzero(low[1:] > high[:-1]) + 1
+        runs = np.union1d(bounds, gaps)
+        run, start, length = _pieces(runs, rows)
+        tile = np.searchsorted(bounds, runs[run], side="right") - 1
         if not len(start):
             return cls(query, cells.key.rows, low, high, start, length, start, length)
         first = np.minimum.reduceat(low, start)

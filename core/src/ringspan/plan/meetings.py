@@ -51,7 +51,8 @@ class Meetings:
             return replace(alone, source=rank, target=rank)
         batches = list(self._batches(rank, source))
         arriving = self._needed(batches, source)
-        packed = (np.cumsum(arriving) - 1).reshape(arriving.shape)
+        # Rows that do not arrive, but fill a bitmap's columns, stand for the first that does.
+        packed = np.maximum(np.cumsum(arriving) - 1, 0).reshape(arriving.shape)
         leaving = self._needed(list(self._batches(target, rank)), rank)
         return Meeting(
             index,
@@ -99,7 +100,7 @@ class Meetings:
         needed = np.zeros((self._domain.kv_heads, rows), dtype=np.bool_)
         for index, batch in batches:
             heads = np.unique(np.asarray(self._parts[index][1].heads) // self._group)
-            needed[heads[:, None], self._keys.rows(batch.key.ravel())] = True
+            needed[heads[:, None], self._keys.rows(batch.seen_keys())] = True
         return needed
 
     def _units(self, batches: Sequence[tuple[int, Batch]], packed: Ints | None) -> Iterator[Unit]:

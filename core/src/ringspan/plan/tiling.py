@@ -220,8 +220,8 @@ def _affine_tiles(units: list[Unit]) -> Joined:
 
 
 def _indexed_tiles(units: list[Unit]) -> Joined:
-    query = Indexed(np.stack([_listed(unit.query) for unit in units], axis=1))
-    key = Indexed(np.stack([_listed(unit.key) for unit in units], axis=1))
+    query = _by_head([_listed(unit.query) for unit in units])
+    key = _by_head([_listed(unit.key) for unit in units])
     return _joined(units, query, key)
 
 
@@ -245,10 +245,19 @@ def _joined(units: list[Unit], query: Rows, key: Rows) -> Joined:
     return Joined(tiles, tuple(unit.part for unit in units))
 
 
+def _by_head(rows: list[Ints]) -> Indexed:
+    """`[T, K, L]`, without a copy where all heads share their rows."""
+    if all(other is rows[0] for other in rows):
+        tiles, length = rows[0].shape
+        return Indexed(np.broadcast_to(rows[0][:, None], (tiles, len(rows), length)))
+    return Indexed(np.stack(rows, axis=1))
+
+
 def _bound(bounds: list[Ints | None]) -> Indexed | None:
     """`[T, 1, L]` where all heads share it, else `[T, K, L]`."""
     given = [bound for bound in bounds if bound is not None]
     if not given:
         return None
-    shared = all(bound is given[0] for bound in given)
-    return Indexed(np.stack(given[:1] if shared else given, axis=1))
+    if all(bound is given[0] for bound in given):
+        return Indexed(given[0][:, None])
+    return Indexed(np.stack(given, axis=1))
