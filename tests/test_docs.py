@@ -35,7 +35,7 @@ BLOCK = re.compile(
 # Shown to be right elsewhere: here it would only be repeated.
 ELSEWHERE = {
     "git clone": "needs the network",
-    "pip install": "tests/test_install.py installs exactly this",
+    "pip install -c": "tests/test_install.py installs exactly this",
     "make test": "runs this very test",
     "make gpu": "needs a GPU",
 }
