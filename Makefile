@@ -66,7 +66,7 @@ types: $(TOX) ## Check types.
 format: $(TOX) ## Fix what ruff can fix.
 	$(TOX) run -e format
 
-reference: $(VENV)/.installed ## Write docs/reference/patterns.md anew: every pattern in every mode.
+reference: | $(VENV)/bin/python ## Write docs/reference/patterns.md anew from a run (after `make dev`).
 	$(VENV)/bin/python -m tests.reference.page
 
 wheels: ## Build every wheel into wheels/.
