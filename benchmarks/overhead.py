@@ -84,10 +84,10 @@ class BareKernels:
             tuple(
                 x.detach().contiguous()
                 for x in (
-                    query_rows(tiles, 1).tile_batch(q),
+                    query_rows(tiles).tile_batch(q),
                     key_rows(tiles).tile_batch(k),
                     key_rows(tiles).tile_batch(v),
-                    query_rows(tiles, 1).tile_batch(grad),
+                    query_rows(tiles).tile_batch(grad),
                 )
             )
             for step in plan.steps

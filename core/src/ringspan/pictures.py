@@ -17,6 +17,7 @@ from ringspan.plan.cells import Batch
 from ringspan.plan.cut import cut
 from ringspan.plan.holdings import Holdings
 from ringspan.plan.layout import Layout
+from ringspan.plan.lines import listed
 from ringspan.plan.orders import order
 from ringspan.plan.schedule import parts_of
 
@@ -70,7 +71,7 @@ def pairs_per_pixel(
         if head not in part.heads:
             continue
         for batch in cut(part, everyone, everyone).meet(0, 0, causal=causal):
-            query, key = (rows * pixels // domain.N for rows in (batch.query, batch.key))
+            query, key = (listed(rows) * pixels // domain.N for rows in (batch.query, batch.key))
             if batch.seen is None:
                 counts += _interval_pairs(query, key, *_intervals(batch), pixels)
             else:
@@ -82,10 +83,10 @@ def _intervals(batch: Batch) -> tuple[Ints, Ints]:
     """The keys `low .. high - 1` of its tile that each query sees, `[T, Lq]` each."""
     if batch.low is not None and batch.high is not None:
         return batch.low, batch.high
-    low = np.zeros_like(batch.query)
+    low = np.zeros_like(listed(batch.query))
     if batch.mask is MaskCase.CAUSAL:
         return low, low + np.arange(1, low.shape[1] + 1)
-    return low, low + batch.key.shape[1]
+    return low, low + listed(batch.key).shape[1]
 
 
 def _interval_pairs(query: Ints, key: Ints, low: Ints, high: Ints, pixels: int) -> Ints:

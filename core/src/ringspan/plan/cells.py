@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from ringspan.contracts.masks import MaskCase
 from ringspan.contracts.pattern import Listed
 from ringspan.contracts.work import Bitmaps, equal_groups
 from ringspan.plan.holdings import counted
+from ringspan.plan.lines import Lines, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +34,9 @@ _COLUMNS = 16
 class Batch:
     """Tiles of equal lengths and one mask case, in positions."""
 
-    query: Ints
+    query: Ints | Lines
     """`[T, Lq]`"""
-    key: Ints
+    key: Ints | Lines
     """`[T, Lk]`"""
     mask: MaskCase
     low: Ints | None = None
@@ -45,10 +46,11 @@ class Batch:
 
     def seen_keys(self) -> Ints:
         """All keys that some query sees; bitmaps have columns that nobody does."""
+        key = listed(self.key)
         if self.seen is None:
-            return self.key.ravel()
+            return key.ravel()
         columns: Bools = np.logical_or.reduce(self.seen.table, axis=1)
-        chosen: Ints = self.key[columns[self.seen.which]]
+        chosen: Ints = key[columns[self.seen.which]]
         return chosen
 
 
@@ -63,13 +65,15 @@ class Cells:
     high: Ints | None = None
     seen: Callable[[Ints, Ints], Bools] | None = None
     """Which of those pairs count, by position."""
+    step: int | None = None
+    """How far apart the rows of a tile are, where they are evenly spaced."""
 
     def causal(self) -> Cells:
         """Only keys of no later position. Rows of every tile ascend."""
         visible = self._visible()
         if self.low is None or self.high is None:
-            return Cells(self.query, self.key, np.zeros_like(visible), visible, self.seen)
-        return Cells(self.query, self.key, self.low, np.minimum(self.high, visible), self.seen)
+            return replace(self, low=np.zeros_like(visible), high=visible)
+        return replace(self, high=np.minimum(self.high, visible))
 
     def causal_in_any_order(self) -> Cells:
         """The same for tiles whose rows do not ascend: a matter of each pair."""
@@ -79,7 +83,7 @@ class Cells:
             earlier: Bools = key <= query
             return earlier if seen is None else earlier & seen(query, key)
 
-        return Cells(self.query, self.key, self.low, self.high, past)
+        return replace(self, seen=past)
 
     def _visible(self) -> Ints:
         """For each query row, how many keys of its tile have no later position."""
@@ -110,7 +114,7 @@ class Cells:
             yield from self._banded(rows)
 
     def _with(self, low: Ints, high: Ints) -> Cells:
-        return Cells(self.query, self.key, low, high, self.seen)
+        return replace(self, low=low, high=high)
 
     def _full(self) -> Iterator[Batch]:
         lengths = np.diff(self.query.bounds), np.diff(self.key.bounds)
@@ -148,6 +152,7 @@ class _Bands:
     query_length: Ints
     key_start: Ints
     key_length: Ints
+    step: int | None
 
     @classmethod
     def of(cls, cells: Cells, rows: int | None) -> _Bands:
@@ -162,7 +167,7 @@ class _Bands:
         run, start, length = _pieces(runs, rows)
         tile = np.searchsorted(bounds, runs[run], side="right") - 1
         if not len(start):
-            return cls(query, cells.key.rows, low, high, start, length, start, length)
+            return cls(query, cells.key.rows, low, high, start, length, start, length, None)
         first = np.minimum.reduceat(low, start)
         last = np.maximum.reduceat(high, start)
         moved = np.repeat(first, length)
@@ -175,6 +180,7 @@ class _Bands:
             length,
             cells.key.bounds[tile] + first,
             last - first,
+            cells.step if cells.seen is None and sees.all() else None,
         )
 
     def cases(self) -> Ints:
@@ -193,11 +199,23 @@ class _Bands:
         )
 
     def batch(self, tiles: Ints, case: MaskCase) -> Batch:
-        queries = self.query_start[tiles, None] + np.arange(self.query_length[tiles[0]])
-        keys = self.key_start[tiles, None] + np.arange(self.key_length[tiles[0]])
-        interval = case is MaskCase.INTERVAL
-        low, high = (self.low[queries], self.high[queries]) if interval else (None, None)
-        return Batch(self.query[queries], self.key[keys], case, low, high)
+        query_length, key_length = (
+            int(length[tiles[0]]) for length in (self.query_length, self.key_length)
+        )
+        low = high = None
+        if case is MaskCase.INTERVAL:
+            rows = self.query_start[tiles, None] + np.arange(query_length)
+            low, high = self.low[rows], self.high[rows]
+        query = self._rows(self.query, self.query_start[tiles], query_length)
+        return Batch(
+            query, self._rows(self.key, self.key_start[tiles], key_length), case, low, high
+        )
+
+    def _rows(self, rows: Ints, start: Ints, length: int) -> Ints | Lines:
+        if self.step is not None:
+            return Lines(rows[start], self.step, length)
+        some: Ints = rows[start[:, None] + np.arange(length)]
+        return some
 
 
 def _pieces(bounds: Ints, rows: int | None) -> tuple[Ints, Ints, Ints]:
@@ -213,17 +231,18 @@ def _pieces(bounds: Ints, rows: int | None) -> tuple[Ints, Ints, Ints]:
 
 def _bitmap_batches(batch: Batch, seen: Callable[[Ints, Ints], Bools]) -> Iterator[Batch]:
     """The tiles of a batch under `seen`: full where all of it is, else with bitmaps."""
-    pairs = batch.query.shape[1] * batch.key.shape[1]
+    queries, keys = listed(batch.query), listed(batch.key)
+    pairs = queries.shape[1] * keys.shape[1]
     step = max(1, _PAIRS_AT_ONCE // pairs)
     low, high = batch.low, batch.high
     assert low is not None
     assert high is not None
-    number = np.arange(batch.key.shape[1])
+    number = np.arange(keys.shape[1])
     everything = not low.any() and bool((high == len(number)).all())
     narrowed: dict[int, list[tuple[Ints, Ints, Bools]]] = {}
-    for first in range(0, len(batch.query), step):
+    for first in range(0, len(queries), step):
         some = slice(first, first + step)
-        query, key = batch.query[some], batch.key[some]
+        query, key = queries[some], keys[some]
         bitmap = seen(query[:, :, None], key[:, None, :])
         if not everything:
             bitmap = bitmap & ((number >= low[some, :, None]) & (number < high[some, :, None]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.pattern import Blocks, Cliques, Listed, Part, Windows
+from ringspan.contracts.pattern import Blocks, Cliques, Listed, Part, Runs, Windows
 from ringspan.plan.cells import Batch, Cells
 from ringspan.plan.holdings import Holdings, counted
 
@@ -56,6 +56,7 @@ class _WindowsCut(Cut):
     def __init__(self, part: Windows, queries: Holdings, keys: Holdings) -> None:
         super().__init__(queries, keys)
         self._sets = part.sets.listed()
+        self._step = part.sets.step if isinstance(part.sets, Runs) else None
         self._low, self._high = part.low, part.high
         self._ascends = self._sets.ascending() is self._sets
         width = int((part.high - part.low).max(initial=1))
@@ -71,7 +72,8 @@ class _WindowsCut(Cut):
             low, high = (before[start + bound] - before[start] for bound in (low, high))
         if mine is not None:
             low, high = low[mine], high[mine]
-        cells = Cells(query, key, low, high)
+        evenly = mine is None and theirs is None
+        cells = Cells(query, key, low, high, step=self._step if evenly else None)
         if causal:
             cells = cells.causal() if self._ascends else cells.causal_in_any_order()
         yield from cells.batches(self._rows)

@@ -10,7 +10,8 @@ import numpy as np
 from ringspan.contracts.masks import MaskCase
 from ringspan.contracts.pattern import Cliques, Domain, Runs
 from ringspan.contracts.work import Ragged, equal_groups
-from ringspan.plan.tiling import Joined, Lines, Unit, grouped_heads
+from ringspan.plan.lines import Lines
+from ringspan.plan.tiling import Joined, Unit, grouped_heads
 
 if TYPE_CHECKING:
     import numpy.typing as npt

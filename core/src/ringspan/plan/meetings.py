@@ -14,6 +14,7 @@ from ringspan.contracts.work import Indexed, Work
 from ringspan.plan.cells import Batch
 from ringspan.plan.cut import Cut, cut
 from ringspan.plan.holdings import Holdings
+from ringspan.plan.lines import Lines, listed
 from ringspan.plan.local import local_work
 from ringspan.plan.steps import Parcel, Step
 from ringspan.plan.tiling import Joined, Unit, grouped_heads, join_heads
@@ -84,6 +85,10 @@ class Meetings:
                 units += self._units([(index, batch) for batch in batches], None)
         yield from join_heads(units)
 
+    @staticmethod
+    def _rows(holdings: Holdings, positions: Ints | Lines) -> Ints | Lines:
+        return positions if holdings.in_order else holdings.rows(listed(positions))
+
     def _cut(self, index: int) -> Cut:
         if index not in self._cuts:
             self._cuts[index] = cut(self._parts[index][1], self._queries, self._keys)
@@ -107,7 +112,7 @@ class Meetings:
         """One unit per batch and group of heads; `packed[head, row]`: a row's place on arrival."""
         for index, batch in batches:
             number, part = self._parts[index]
-            query, key = self._queries.rows(batch.query), self._keys.rows(batch.key)
+            query, key = self._rows(self._queries, batch.query), self._rows(self._keys, batch.key)
             masked = batch.high is not None or batch.seen is not None
             shared = next(self._masks) if masked else -1
             for head, group, apart in grouped_heads(part.heads, self._group):
@@ -117,7 +122,7 @@ class Meetings:
                     group=group,
                     query=query,
                     key_head=kv_head if packed is None else 0,
-                    key=key if packed is None else packed[kv_head][key],
+                    key=key if packed is None else packed[kv_head][listed(key)],
                     mask=batch.mask,
                     part=number,
                     low=batch.low,

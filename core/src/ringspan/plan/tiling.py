@@ -11,33 +11,14 @@ import numpy as np
 
 from ringspan.contracts.masks import MaskCase
 from ringspan.contracts.work import Affine, Bitmaps, Indexed, Rows, Tiles, Work
+from ringspan.plan.lines import Lines, listed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["Joined", "Lines", "Unit", "grouped_heads", "join_heads"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Lines:
-    """Rows of tiles as runs: row `l` of tile `t` is `start[t] + step * l`."""
-
-    start: Ints
-    step: int
-    length: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Tiles, and rows of each."""
-        return len(self.start), self.length
-
-    @property
-    def listed(self) -> Ints:
-        """`[T, L]`"""
-        rows: Ints = self.start[:, None] + self.step * np.arange(self.length)
-        return rows
+__all__ = ["Joined", "Unit", "grouped_heads", "join_heads"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,10 +134,6 @@ def _first(rows: Ints | Lines) -> int:
     return int(rows.start[0] if isinstance(rows, Lines) else rows[0, 0])
 
 
-def _listed(rows: Ints | Lines) -> Ints:
-    return rows.listed if isinstance(rows, Lines) else rows
-
-
 def _chains(units: list[Unit]) -> Iterator[list[Unit]]:
     """Splits units into runs in which head numbers and first rows advance together.
 
@@ -220,8 +197,8 @@ def _affine_tiles(units: list[Unit]) -> Joined:
 
 
 def _indexed_tiles(units: list[Unit]) -> Joined:
-    query = _by_head([_listed(unit.query) for unit in units])
-    key = _by_head([_listed(unit.key) for unit in units])
+    query = _by_head([unit.query for unit in units])
+    key = _by_head([unit.key for unit in units])
     return _joined(units, query, key)
 
 
@@ -245,12 +222,13 @@ def _joined(units: list[Unit], query: Rows, key: Rows) -> Joined:
     return Joined(tiles, tuple(unit.part for unit in units))
 
 
-def _by_head(rows: list[Ints]) -> Indexed:
+def _by_head(rows: list[Ints | Lines]) -> Indexed:
     """`[T, K, L]`, without a copy where all heads share their rows."""
     if all(other is rows[0] for other in rows):
-        tiles, length = rows[0].shape
-        return Indexed(np.broadcast_to(rows[0][:, None], (tiles, len(rows), length)))
-    return Indexed(np.stack(rows, axis=1))
+        shared = listed(rows[0])
+        tiles, length = shared.shape
+        return Indexed(np.broadcast_to(shared[:, None], (tiles, len(rows), length)))
+    return Indexed(np.stack([listed(some) for some in rows], axis=1))
 
 
 def _bound(bounds: list[Ints | None]) -> Indexed | None:
