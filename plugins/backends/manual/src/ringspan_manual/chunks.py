@@ -62,7 +62,10 @@ def _rows(
     width = heads * (tiles.stop - tiles.start)
     start, length = 0, len(first)
     while start < length:
-        chunk = _chunk(tiles, start, min(start + rows, length), first, last)
+        # As many rows as there may be of the first one's length, then fewer if others are longer.
+        alone = width * _count(_chunk(tiles, start, start + 1, first, last).keys)
+        some = min(rows, length - start, max(1, SCORES_PER_CHUNK // max(1, alone)))
+        chunk = _chunk(tiles, start, start + some, first, last)
         while chunk.length > 1 and width * chunk.length * _count(chunk.keys) > SCORES_PER_CHUNK:
             chunk = _chunk(tiles, start, start + chunk.length // 2, first, last)
         if _count(chunk.keys) > 0:
