@@ -158,7 +158,7 @@ class CommunicatorSuite(ProviderSuite, published=True):
         run_once(2, scenarios.a_tag_that_nobody_sends_is_an_error)
 
     def test_a_dead_peer_is_an_error_and_not_a_hang(self, run_once: Run) -> None:
-        """For who waits for it and for who writes to it; the one rank that is left says so."""
+        """For who waits for it and for who writes to it."""
         run_once(2, scenarios.a_dead_peer_is_an_error)
 
 
