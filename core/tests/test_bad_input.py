@@ -129,6 +129,10 @@ def test_modes_that_do_not_fit_are_refused(argument: str, options: dict[str, Any
 @pytest.mark.parametrize(
     ("argument", "options"),
     [
+        ("softcap", {"softcap": 30.0}),
+        ("bias", {"bias": torch.zeros(8, 8)}),
+        ("alibi_slopes", {"alibi_slopes": torch.zeros(4)}),
+        ("attn_mask", {"attn_mask": None}),
         ("layout", {"q": Q[:, :4], "layout": rs.Layout(8)}),
         ("documents", {"q": Q[:, :4], "documents": [0, 8]}),
         ("documents", {"query_positions": range(8), "documents": [0, 8]}),
@@ -193,6 +197,11 @@ def test_folding_is_only_for_plain_sequences() -> None:
 def test_an_unknown_setting_lists_the_known_ones() -> None:
     with pytest.raises(RingspanError, match="communicator"), rs.use(bakend="toy"):
         pass
+
+
+def test_an_option_that_nobody_knows_is_refused_as_python_does() -> None:
+    with pytest.raises(TypeError, match="patern"):
+        rs.attention(Q, KV, KV, patern=rs.Dense())
 
 
 def test_nothing_is_chosen_for_arguments_that_are_refused() -> None:

@@ -52,6 +52,7 @@ def attention(
     backend: Request = None,
     communicator: Request = None,
     return_lse: bool = False,
+    **unsupported: Any,
 ) -> Float[Tensor, "B Nq H Dv"] | tuple[Float[Tensor, "B Nq H Dv"], Float[Tensor, "B H Nq"]]:
     """Attention over whatever the pattern says, exact at any world size.
 
@@ -101,6 +102,7 @@ def attention(
         return_lse: also return the log-sum-exp of each row, natural logarithm, float32 (float64
             for float64), `-inf` where a row sees no key. It is not differentiable: a
             backward pass through it is an error (inside `torch.compile` it is detached).
+        unsupported: `softcap`, `bias` and `alibi_slopes` are refused by name.
 
     Returns:
         `[B, Nq, H, Dv]` in q's dtype; with `return_lse`, also `[B, H, Nq]`.
@@ -118,6 +120,7 @@ def attention(
         >>> rs.attention(q, k, v, pattern=rs.Dilated((512, 4096), (1, 8)), causal=True).shape
         torch.Size([1, 4096, 8, 64])
     """
+    validation.refuse_unsupported(unsupported)
     q, k, v = _autocast(q, k, v)
     validation.check_tensors(q, k, v)
     ranks = Ranks.of(group)

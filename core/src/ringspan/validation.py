@@ -31,9 +31,26 @@ __all__ = [
     "checked_request",
     "checked_scale",
     "checked_sink",
+    "refuse_unsupported",
 ]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+_KNOWN_ELSEWHERE = ("softcap", "bias", "attn_bias", "attn_mask", "alibi_slopes")
+
+
+def refuse_unsupported(options: dict[str, Any]) -> None:
+    """Refuses by name what other libraries' attention takes; other names are Python's to refuse."""
+    for name in options:
+        if name not in _KNOWN_ELSEWHERE:
+            raise TypeError(f"attention() got an unexpected keyword argument {name!r}")
+        raise NotYetSupported(
+            name,
+            expected="no such option in this version",
+            got=type(options[name]).__name__,
+            remedy="Say what attends to what with pattern=, causal=, documents= or key_padding=",
+        )
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:

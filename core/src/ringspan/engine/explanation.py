@@ -207,7 +207,8 @@ class Explanation:
                 f"about {cost.memory / 2**20:.1f} MiB above the inputs"
             )
         for name, decision in self.decisions.items():
-            lines.append(f"  {name}:")
+            cut = name == WHOLE and not decision.chosen
+            lines.append(f"  {name}{', cut into tiles as none takes them whole' if cut else ''}:")
             lines += [f"    {line}" for line in str(decision).splitlines()]
         return "\n".join(lines)
 
