@@ -180,3 +180,20 @@ def test_what_ran_can_be_read_back() -> None:
     assert record is not None
     assert record.decisions["backend (causal)"].chosen == "toy"
     assert (record.rank, record.world_size, record.bytes_received) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_padded_rows_may_hold_anything(causal: bool) -> None:
+    real = torch.rand(2, 19, generator=torch.Generator().manual_seed(0)) > 0.4
+    clean = torch.randn(4, 2, 19, 2, 4, dtype=torch.float64)
+    clean.masked_fill_(~real[None, :, :, None, None], 0.0)
+    dirty = clean.masked_fill(~real[None, :, :, None, None], torch.nan)
+    found = []
+    for q, k, v, grad_out in (clean, dirty):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = rs.attention(
+            *leaves, pattern=rs.Dilated((4, 19), (1, 3)), causal=causal, key_padding=real
+        )
+        found.append((out, *torch.autograd.grad(out, leaves, grad_out)))
+    for expected, actual in zip(*found, strict=True):
+        assert torch.equal(expected, actual)

@@ -66,7 +66,8 @@ def attention(
     Args:
         q: queries, float16, bfloat16, float32 or float64. Query head `h` reads key/value head
             `h // (H // Hkv)`. `Nq` may differ from `N`, see `query_positions`.
-            All inputs are finite: a NaN or infinity may reach rows that do not see it.
+            All inputs but padded rows are finite: a NaN or infinity may reach rows that do not
+            see it.
             Under `torch.autocast`, float32 q, k and v are cast to its dtype, as by torch's own
             attention.
         k: keys, of q's dtype and device.

@@ -8,7 +8,7 @@ for the backward to use again.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -157,6 +157,21 @@ class _Run:
         # Queries beyond the keys are not among those that may be padding.
         return ~padding[:, at.clamp(max=self.layout.N - 1)] & (at < self.layout.N)
 
+    def without_padding(self) -> _Run:
+        """The same call with zeros in padded rows, which may hold anything, NaN too."""
+        padding = self.tensors.key_padding
+        if padding is None:
+            return self
+        keys = ~padding[:, self.plan.steps[0].key_positions.on(padding.device)]
+        queries = self.padded_queries()
+        query, key, value = self.tensors[:3]
+        tensors = self.tensors._replace(
+            query=query if queries is None else _zeroed(query, queries),
+            key=_zeroed(key, keys),
+            value=_zeroed(value, keys),
+        )
+        return replace(self, tensors=tensors)
+
     def _facts(self, choice: Choice) -> dict[str, str]:
         call, operands = self.call, self.operands
         return {
@@ -198,7 +213,12 @@ def _prepare(tensors: Tensors, text: str, N: int) -> _Run:
         documents,
         queries,
     )
-    return _Run(call, layout, plan, operands, group, tensors, documents, queries)
+    run = _Run(call, layout, plan, operands, group, tensors, documents, queries)
+    return run.without_padding()
+
+
+def _zeroed(x: Tensor, padded: Tensor) -> Tensor:
+    return x.masked_fill(padded[:, :, None, None], 0.0)
 
 
 def _documents(lengths: Tensor | None) -> Documents | None:
