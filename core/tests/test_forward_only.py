@@ -35,13 +35,13 @@ class Swift(Toy):
 
 @hookimpl
 def ringspan_attention_backends():
-    return [Swift(), Toy()]
+    return [Swift()]
 """
 
 
 @pytest.fixture(scope="module", autouse=True)
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A plugin with two backends, of which the preferred one has no backward."""
+def swift(_toy_distribution: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A plugin beside the toy's, whose backend is preferred and has no backward."""
     site = tmp_path_factory.mktemp("swift")
     (site / "swift_plugin.py").write_text(SWIFT)
     info = site / "ringspan_swift-1.0.dist-info"
