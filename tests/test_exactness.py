@@ -233,6 +233,23 @@ def test_one_token(pattern: Named, causal: bool, backend: str) -> None:
     check(typical(pattern, N=1, causal=causal and may_be_causal(pattern)), backend)
 
 
+LONGER = {"segment_lengths", "window", "block_size"}
+
+
+@every_pattern
+def test_sequences_of_more_rows_than_any_tile_or_chunk(pattern: Named) -> None:
+    fields = {
+        name: tuple(16 * n for n in value) if isinstance(value, tuple) else 16 * value
+        for name, value in pattern.fields.items()
+        if name in LONGER
+    }
+    pattern = Named(pattern.kind, {**pattern.fields, **fields})
+    case = typical(pattern, N=1100, heads=2, kv_heads=1, sink=1.0)
+    formula = exact(case)
+    for backend in BACKENDS:
+        assert_exact(computed(case, backend), formula)
+
+
 @every_pattern
 @pytest.mark.parametrize("causal", [False, True])
 def test_numerical_derivatives_agree(pattern: Named, causal: bool) -> None:
@@ -256,6 +273,57 @@ def test_numerical_derivatives_agree(pattern: Named, causal: bool) -> None:
         return rs.attention(q, k, v, sink=sink, pattern=built, backend="manual", **options)
 
     assert torch.autograd.gradcheck(attend, (q, k, v, sink))
+
+
+WORD = 2**32
+
+
+def mixed(x: int) -> int:
+    x ^= x >> 16
+    x = x * 0x7FEB352D % WORD
+    x ^= x >> 15
+    x = x * 0x846CA68B % WORD
+    return x ^ (x >> 16)
+
+
+def test_dropout_draws_what_its_rule_says_one_pair_at_a_time() -> None:
+    p, seed, B, N, H = 0.4, 7 * WORD + 123456789, 2, 5, 3
+    q, v = torch.zeros(B, N, H, N), torch.eye(N).view(1, N, 1, N).expand(B, N, H, N)
+    out = rs.attention(q, q, v, dropout_p=p, seed=seed)
+    for b in range(B):
+        stream = mixed(123456789 ^ mixed((7 + b * 0x9E3779B1) % WORD))
+        for h in range(H):
+            for i in range(N):
+                row = mixed((mixed((stream + h * 0x85EBCA77) % WORD) + i) % WORD)
+                for j in range(N):
+                    drawn = mixed(mixed((row + j * 0xC2B2AE3D) % WORD) ^ row)
+                    assert bool(out[b, i, h, j]) == (drawn >= int(p * WORD))
+
+
+@pytest.mark.parametrize("names", ["q", "k", "v", "sink", "kv", "qv"])
+def test_gradients_of_some_inputs_are_those_of_all(names: str) -> None:
+    case = typical(SEGMENTS, sink=1.0)
+    whole = computed(case, "auto")
+    q, k, v, grad_out = case.inputs()
+    options = case.arguments()
+    tensors = {"q": q, "k": k, "v": v, "sink": options.pop("sink")}
+    wanted = [name for name in tensors if name == names or (name in names and names != "sink")]
+    for name in wanted:
+        tensors[name].requires_grad_()
+    out = rs.attention(**tensors, pattern=SEGMENTS.built(rs), **options)
+    full = {"q": "grad_query", "k": "grad_key", "v": "grad_value", "sink": "grad_sink"}
+    for name, grad in zip(
+        wanted, torch.autograd.grad(out, [tensors[name] for name in wanted], grad_out), strict=True
+    ):
+        assert torch.equal(grad, whole[full[name]])
+
+
+@every_backend
+@every_pattern
+def test_a_run_is_reproducible_bit_by_bit(pattern: Named, backend: str) -> None:
+    case = typical(pattern, sink=1.0, dtype=torch.bfloat16)
+    first, second = (computed(case, backend) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @settings(max_examples=30)

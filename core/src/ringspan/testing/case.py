@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STRIDES", "Case"]
 
-STRIDES = ("contiguous", "heads first", "every other", "tokens first")
+STRIDES = ("contiguous", "heads first", "every other", "tokens first", "one for all")
 
 
 def _no_order(name: str, tokens: Tokens) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -61,7 +61,7 @@ class Case(Shapes):
     cross: int | None = None
     """Number of queries, where it is not that of keys and no positions are given."""
     largest_score: float | None = None
-    """Sets the scale so that no score is larger; None: the default scale."""
+    """Sets the scale so that no score is larger, with its sign; None: the default scale."""
     stored: str | None = None
     """The ordering in which the tokens are stored."""
     strides: str = "contiguous"
@@ -226,11 +226,13 @@ class Case(Shapes):
 
 
 def _laid_out(x: Tensor, strides: str) -> Tensor:
-    """The same values with other strides."""
+    """The same values with other strides; `"one for all"`: those of the first of the batch."""
     if strides == "heads first":
         return x.transpose(1, 2).contiguous().transpose(1, 2)
     if strides == "every other":
         return torch.stack((x, x), dim=-1).flatten(-2)[..., ::2]
+    if strides == "one for all":
+        return x[:1].expand_as(x)
     if strides == "tokens first":
         return x.transpose(0, 1).contiguous().transpose(0, 1)
     return x.contiguous()

@@ -97,7 +97,7 @@ def cases(
         grid=grid,
         gaps=gaps,
         documents=documents,
-        batch=draw(st.sampled_from((1, 1, 1, 2, 3))),
+        batch=draw(st.sampled_from((1, 1, 1, 1, 2, 2, 3, 0))),
         causal=pattern.fields.get("edges") != "shift" and draw(st.booleans()),
         dtype=draw(st.sampled_from(list(dtypes))),
         seed=draw(st.integers(0, 2**16)),
@@ -118,7 +118,7 @@ def _with_modes(draw: st.DrawFn, case: Case, orderings: Sequence[str]) -> Case:
     if _one_in(draw, 6):
         given["dropout_p"] = draw(st.sampled_from((0.1, 0.5, 0.99)))
     if _one_in(draw, 4):
-        given["largest_score"] = draw(st.sampled_from((0.0, 100.0, 1e4)))
+        given["largest_score"] = draw(st.sampled_from((0.0, 100.0, 1e4, -1e4)))
     if case.documents is None and _one_in(draw, 2 if case.pattern.kind == "Dense" else 4):
         given |= draw(_queries(case))
     elif _one_in(draw, 3):
