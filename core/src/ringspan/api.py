@@ -17,7 +17,8 @@ from ringspan.contracts.tokens import Tokens
 from ringspan.engine import operator
 from ringspan.engine.call import Call
 from ringspan.engine.explanation import Explanation, Inputs, explain_call
-from ringspan.engine.operator import LastRun, Tensors, last_run
+from ringspan.engine.operator import LastRun, last_run
+from ringspan.engine.run import AGREE_ON_LENGTHS, Tensors
 from ringspan.patterns import Dense
 from ringspan.plan.groups import Ranks
 from ringspan.plan.layout import Layout
@@ -264,7 +265,7 @@ def explain(
     lengths = None if packed is None else packed.tensor
     tensors = Tensors(q, k, v, asked, padding, lengths, positions)
     N = validation.check_call(call, tensors, Ranks.of(group))
-    if N == operator.AGREE_ON_LENGTHS:
+    if N == AGREE_ON_LENGTHS:
         raise InvalidArgument(
             "layout",
             expected="a Layout: explain asks no other rank",

@@ -15,7 +15,7 @@ from ringspan.contracts.errors import InvalidArgument, NotYetSupported
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
 from ringspan.engine.call import Call
-from ringspan.engine.operator import AGREE_ON_LENGTHS, DRAW_SEED, Tensors
+from ringspan.engine.run import AGREE_ON_LENGTHS, DRAW_SEED, Tensors
 from ringspan.plan.groups import Ranks
 from ringspan.plan.layout import Layout
 

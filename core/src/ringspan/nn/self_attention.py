@@ -12,7 +12,7 @@ from ringspan.api import attention
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Pattern
 from ringspan.engine.call import Call
-from ringspan.engine.operator import AGREE_ON_LENGTHS
+from ringspan.engine.run import AGREE_ON_LENGTHS
 from ringspan.nn.cache import Cache
 from ringspan.nn.checks import check_rows, check_switches
 from ringspan.nn.positions import row_positions
