@@ -265,23 +265,33 @@ HAZARDS: dict[str, Callable[[Case], bool]] = {
     "other values": lambda c: c.head_dim != c.value_head_dim,
     "huge scores": lambda c: c.largest_score == 1e4,
     "strides": lambda c: c.strides == "every other",
-    "a batch without keys": lambda c: c.padding == "all" and c.batch > 1,
+    "no keys": lambda c: c.padding == "all",
     "dropout": lambda c: c.dropout_p > 0,
     "empty documents": lambda c: c.documents is not None and 0 in c.documents,
     "curves through documents": lambda c: c.pattern.along in ("hilbert", "morton") and c.documents,
     "padded chunks": lambda c: c.positions is not None and c.padding == "scattered",
-    "cross-attention": lambda c: c.cross is not None and c.cross != c.N,
-    "positions beyond": lambda c: max(c.positions or (0,)) > c.N,
     "stored otherwise, with a sink": lambda c: c.stored == "morton" and c.sink is not None,
     "neighbours at points": lambda c: c.gaps and c.pattern.kind == "Neighborhood",
 }  # fmt: skip
 
 
-def test_the_strategy_of_cases_reaches_every_pattern_and_mode() -> None:
-    missing = dict(HAZARDS)
+HAZARDS_OF_DENSE: dict[str, Callable[[Case], bool]] = {
+    "cross-attention": lambda c: c.cross is not None and c.cross != c.N,
+    "positions beyond": lambda c: max(c.positions or (0,)) > c.N,
+    "a bare window": lambda c: c.pattern.fields == {"window": (0, 0)},
+}
 
-    @settings(max_examples=1000, derandomize=True, database=None, phases=[Phase.generate])
-    @given(cases())
+
+@pytest.mark.parametrize(
+    ("kinds", "hazards"), [(KINDS, HAZARDS), (("Dense",), HAZARDS_OF_DENSE)], ids=["any", "dense"]
+)
+def test_the_strategy_of_cases_reaches_every_pattern_and_mode(
+    kinds: tuple[str, ...], hazards: dict[str, Callable[[Case], bool]]
+) -> None:
+    missing = dict(hazards)
+
+    @settings(max_examples=1500, derandomize=True, database=None, phases=[Phase.generate])
+    @given(cases(kinds=kinds))
     def reach(case: Case) -> None:
         for name, is_there in list(missing.items()):
             if is_there(case):
