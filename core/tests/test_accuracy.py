@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ringspan.contracts import InvalidArgument
 from ringspan.testing import Yardstick, assert_exact, measure, multiplicity, yardstick
+from ringspan.testing.formula import Extras
 from ringspan.testing.strategies import DTYPES, Configuration, configurations
 from torch import Tensor
 
@@ -221,6 +223,40 @@ def test_a_sinks_gradient_is_measured_too() -> None:
     found = exact.plain.tensors()
     assert_exact(found, exact)
     assert rejected(found | {"grad_sink": 1.01 * found["grad_sink"]}, exact) == {"grad_sink"}
+
+
+def with_extras(extras: Extras, sink: Tensor) -> Yardstick:
+    q, k, v, grad_out = TYPICAL.inputs()
+    m = TYPICAL.multiplicity()
+    return yardstick(q, k, v, m, sink=sink, grad_out=grad_out, extras=extras)
+
+
+def test_slight_faults_of_the_modes_are_rejected() -> None:
+    B, H, N = TYPICAL.batch, TYPICAL.heads, TYPICAL.N
+    sink, generator = torch.zeros(H), torch.Generator().manual_seed(0)
+    keep = torch.rand(B, H, N, N, generator=generator) > 0.2
+    seen = TYPICAL.multiplicity().nonzero()[7]
+    right = Extras(
+        null_keys=torch.ones(H, N, dtype=torch.int64),
+        padded=torch.arange(N).expand(B, N) >= N - 5,
+        keep=keep,
+        dropout_p=0.2,
+    )
+    exact = with_extras(right, sink)
+    assert_exact(exact.plain.tensors(), exact)
+    flipped = keep.clone()
+    flipped[(0, *seen)] ^= True
+    faults = {
+        "a sink merged twice": with_extras(right, sink + math.log(2)),
+        "no null keys": with_extras(replace(right, null_keys=None), sink),
+        "one padded row": with_extras(
+            replace(right, padded=torch.arange(N).expand(B, N) > N - 5), sink
+        ),
+        "one pair kept": with_extras(replace(right, keep=flipped), sink),
+        "a dropped normaliser": with_extras(replace(right, dropout_p=0.21), sink),
+    }
+    for fault, wrong in faults.items():
+        assert rejected(wrong.plain.tensors(), exact), fault
 
 
 @pytest.mark.parametrize(("name", "shape"), [("gradient", (1, 24, 4, 16)), ("out", (24, 4, 16))])
