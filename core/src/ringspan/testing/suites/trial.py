@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from hypothesis import strategies as st
@@ -86,28 +88,30 @@ def merged(backend: AttentionBackend, operands: Operands) -> dict[str, Tensor]:
     results = {"out": out, "lse": lse}
     if not backend.capabilities.backward:
         return results
-    final_out, final_lse = out.to(operands.query.dtype), lse.to(wide(operands.query.dtype))
-    inputs = (operands.query, operands.key, operands.value)
-    sums = [torch.zeros_like(x, dtype=torch.float64) for x in inputs]
+    query, key, value = operands.query, operands.key, operands.value
+    final_out = out.to(query.device, query.dtype)
+    final_lse = lse.to(query.device, wide(query.dtype))
+    sums = [torch.zeros(x.shape, dtype=torch.float64) for x in (query, key, value)]
     for rows, keys, part in operands.halves():
         grads = part.backward(backend, final_out[:, rows], final_lse[..., rows])
         for total, where, grad in zip(sums, (rows, keys, keys), grads, strict=True):
-            total[:, where] += grad
+            total[:, where] += grad.cpu()
     return results | dict(zip(NAMES[2:], sums, strict=True))
 
 
 def _merged_output(backend: AttentionBackend, operands: Operands) -> tuple[Tensor, Tensor]:
+    """In float64 on the CPU."""
     batch, queries, heads, _ = operands.query.shape
-    out = torch.zeros_like(operands.grad_out, dtype=torch.float64)
+    out = torch.zeros(operands.grad_out.shape, dtype=torch.float64)
     lse = out.new_full((batch, heads, queries), -torch.inf)
     for rows, _, part in operands.halves():
-        piece = part.forward(backend)
-        total = torch.logaddexp(lse[..., rows], piece.lse.double())
+        new_out, new_lse = (x.cpu().double() for x in part.forward(backend))
+        total = torch.logaddexp(lse[..., rows], new_lse)
         finite = total.masked_fill(total == -torch.inf, 0.0)
         before, added = (
-            (x - finite).exp().transpose(1, 2)[..., None] for x in (lse[..., rows], piece.lse)
+            (x - finite).exp().transpose(1, 2)[..., None] for x in (lse[..., rows], new_lse)
         )
-        out[:, rows] = out[:, rows] * before + piece.out.double() * added
+        out[:, rows] = out[:, rows] * before + new_out * added
         lse[..., rows] = total
     return out, lse
 
@@ -146,7 +150,9 @@ def deterministic(backend: AttentionBackend, *, poisoned: bool) -> Iterator[None
     torch.use_deterministic_algorithms(True, warn_only=not backend.capabilities.deterministic)
     utils.fill_uninitialized_memory = poisoned
     try:
-        yield
+        # Without it torch refuses cuBLAS in this mode.
+        with mock.patch.dict(os.environ, CUBLAS_WORKSPACE_CONFIG=":4096:8"):
+            yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         utils.fill_uninitialized_memory = filled
