@@ -101,6 +101,39 @@ def test_no_plan_is_quadratic(name: str) -> None:
     assert most_memory_to_plan(pattern, options) < QUADRATIC
 
 
+LONGNET = rs.Dilated((2048, 4096, 8192, 16384, 32768), (1, 2, 4, 8, 16))
+
+
+def peak_per_token(tokens: int) -> float:
+    """Bytes of all tensors at the worst moment of a forward and backward pass, per token."""
+    inputs = [torch.randn(1, tokens, 8, 64, dtype=torch.bfloat16) for _ in range(4)]
+    *leaves, grad_out = (x.requires_grad_(index < 3) for index, x in enumerate(inputs))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        out = rs.attention(*leaves, pattern=LONGNET)
+        grads = torch.autograd.grad(out, leaves, grad_out)
+    del out, grads
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in trace.profiler.kineto_results.events()  # type: ignore[union-attr]
+        if event.name() == "[memory]"
+    )
+    alive = peak = 0
+    for _, change in changes:
+        alive += change
+        peak = max(peak, alive)
+    return (peak + sum(x.nbytes for x in inputs)) / tokens
+
+
+def test_longnet_at_262144_tokens_fits_in_six_gigabytes() -> None:
+    # At a sixteenth and at an eighth of the length, for time's sake: what a token needs is
+    # constant or falls.
+    short, long = peak_per_token(2**14), peak_per_token(2**15)
+    assert long < 1.01 * short
+    process = 600e6
+    """Of Python and torch themselves, generously."""
+    assert long * 262_144 + process < 6e9
+
+
 def test_a_quadratic_buffer_would_be_seen() -> None:
     q = torch.randn(1, 6_000, 1, 2)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
