@@ -29,14 +29,14 @@ def _inputs(N: int = 13, dtype: torch.dtype = torch.float64) -> tuple[torch.Tens
 def test_the_operator_passes_opcheck() -> None:
     call = Call(PATTERN, causal=True)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        arguments = (*_inputs(dtype=dtype), *NOTHING_ELSE, call.text, 13, 0)
+        arguments = (*_inputs(dtype=dtype), *NOTHING_ELSE, None, call.text, 13)
         torch.library.opcheck(operator.attention, arguments)
 
 
 def test_the_backward_operator_passes_opcheck() -> None:
     q, k, v = (x.detach() for x in _inputs())
     text = Call(PATTERN, causal=True).text
-    out, lse, ticket = operator.attention(q, k, v, *NOTHING_ELSE, text, 13, 0)
+    out, lse, ticket = operator.attention(q, k, v, *NOTHING_ELSE, None, text, 13)
     arguments = (torch.randn_like(out), q, k, v, *NOTHING_ELSE, out, lse, ticket, text, 13)
     torch.library.opcheck(operator.attention_backward, arguments)
 

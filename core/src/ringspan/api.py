@@ -82,7 +82,7 @@ def attention(
             `Documents` once and pass it to every layer.
         key_padding: bool `[B, N]`, True for real tokens. Padded keys are seen by nobody, and
             padded queries give zeros: queries are the keys' own tokens where `Nq == N`, and where
-            `query_positions` says so.
+            `query_positions` says so (another sequence of as many tokens has positions from `N`).
         sink: a logit per query head, differentiable; it takes part in the normaliser only.
         dropout_p: probability of dropping an attention probability, `0 <= dropout_p < 1`; the
             others are scaled by `1 / (1 - dropout_p)`, the normaliser is not dropped.
@@ -127,15 +127,16 @@ def attention(
     validation.check_tensors(q, k, v)
     ranks = Ranks.of(group)
     packed = validation.checked_documents(documents)
-    dropout_p, drawn = validation.checked_dropout(dropout_p, seed)
+    dropout_p = validation.checked_dropout(dropout_p, seed)
     tensors = Tensors(
         q,
         k,
         v,
-        validation.checked_sink(sink, q),
+        validation.checked_sink(sink, q.shape[2]),
         key_padding,
         None if packed is None else packed.tensor,
         validation.checked_query_positions(query_positions),
+        _seed(dropout_p, seed),
     )
     call = Call(
         pattern=Dense() if pattern is None else pattern,
@@ -149,11 +150,12 @@ def attention(
         needs_backward=_needs_backward(*(x for x in (q, k, v, sink) if x is not None)),
         dropout_p=dropout_p,
         padded=key_padding is not None,
+        seeded=seed is not None,
     )
     N = validation.check_call(call, tensors, ranks)
     out: Tensor
     lse: Tensor
-    out, lse, _ = operator.attention(*tensors, call.text, N, drawn)
+    out, lse, _ = operator.attention(*tensors, call.text, N)
     if not return_lse:
         return out
     if call.needs_backward and not torch.compiler.is_compiling():
@@ -162,10 +164,17 @@ def attention(
     return out, lse
 
 
+def _seed(dropout_p: float, seed: int | None) -> Tensor | None:
+    """Drawn as a tensor: `torch.compile`, checkpointing and vmap know what to do with that."""
+    if dropout_p == 0:
+        return None
+    return torch.randint(2**62, (1,)) if seed is None else torch.tensor([seed])
+
+
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """As torch's own attention under autocast: float32 and 16-bit inputs in its dtype."""
     device = tensors[0].device.type if isinstance(tensors[0], torch.Tensor) else "cpu"
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
@@ -239,7 +248,7 @@ def explain(
     """
     packed = validation.checked_documents(documents)
     positions = validation.checked_query_positions(query_positions)
-    dropout_p, _ = validation.checked_dropout(dropout_p, seed)
+    dropout_p = validation.checked_dropout(dropout_p, seed)
     call = Call(
         pattern=Dense() if pattern is None else pattern,
         causal=causal,
@@ -254,14 +263,14 @@ def explain(
     if isinstance(q, Inputs):
         if k is not None or v is not None:
             raise InvalidArgument("k", expected="None beside Inputs", got=type(k).__name__)
-        validation.check_described(call, q.N)
+        validation.check_described(call, q, key_padding, sink, packed, positions)
         return explain_call(call, q, packed, _queries(positions, q.N, q.N))
     if k is None or v is None:
         raise InvalidArgument("k", expected="q, k and v, or Inputs", got="None")
     q, k, v = _autocast(q, k, v)
     validation.check_tensors(q, k, v)
     padding = key_padding if isinstance(key_padding, torch.Tensor) else None
-    asked = validation.checked_sink(sink, q)
+    asked = validation.checked_sink(sink, q.shape[2])
     lengths = None if packed is None else packed.tensor
     tensors = Tensors(q, k, v, asked, padding, lengths, positions)
     N = validation.check_call(call, tensors, Ranks.of(group))

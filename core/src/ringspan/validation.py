@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from ringspan.contracts.errors import InvalidArgument, NotYetSupported
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
 from ringspan.engine.call import Call
-from ringspan.engine.run import AGREE_ON_LENGTHS, DRAW_SEED, Tensors
+from ringspan.engine.explanation import Inputs
+from ringspan.engine.run import AGREE_ON_LENGTHS, Tensors
 from ringspan.plan.groups import Ranks
 from ringspan.plan.layout import Layout
 
@@ -82,12 +84,12 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     _refuse_forward_mode(named)
 
 
-def _refuse_forward_mode(named: dict[str, Tensor]) -> None:
+def _refuse_forward_mode(named: Mapping[str, Tensor | None]) -> None:
     """A tangent would be dropped, and the derivative silently be zero."""
     if forward_ad._current_level < 0:
         return
     for name, x in named.items():
-        if forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+        if x is not None and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
             raise NotYetSupported(
                 name,
                 expected="a tensor without a forward-mode tangent",
@@ -134,7 +136,15 @@ def check_call(call: Call, tensors: Tensors, ranks: Ranks) -> int:
     rows = tensors.query.shape[1]
     N = check_rows(call, tensors.key.shape[1], ranks)
     if tensors.query_positions is not None or rows != tensors.key.shape[1]:
-        _check_cross(call, tensors, ranks)
+        group = ranks.group if ranks.world_size > 1 else None
+        _check_cross(
+            rows,
+            tensors.key.shape[1],
+            tensors.query_positions,
+            group=group,
+            layout=call.layout,
+            documents=tensors.documents,
+        )
     if N == AGREE_ON_LENGTHS:
         for name, value in (
             ("documents", tensors.documents),
@@ -147,7 +157,11 @@ def check_call(call: Call, tensors: Tensors, ranks: Ranks) -> int:
                     got="None",
                     remedy="Pass layout=Layout(N, world_size)",
                 )
-    check_key_padding(tensors.key_padding, call, tensors.query, N)
+    check_key_padding(tensors.key_padding, tensors.query.shape[0], N)
+    _check_device("key_padding", tensors.key_padding, tensors.query.device)
+    _check_device("sink", tensors.sink, tensors.query.device)
+    _check_padded(call)
+    _refuse_forward_mode({"sink": tensors.sink})
     return N
 
 
@@ -177,19 +191,15 @@ def check_rows(call: Call, rows: int, ranks: Ranks) -> int:
     return layout.N
 
 
-def _check_cross(call: Call, tensors: Tensors, ranks: Ranks) -> None:
+def _check_cross(rows: int, keys: int, positions: Tensor | None, **beside: object) -> None:
     """Queries that are not the tokens of the keys."""
-    rows = tensors.query.shape[1]
-    group = ranks.group if ranks.world_size > 1 else None
-    refused = (("group", group), ("layout", call.layout), ("documents", tensors.documents))
-    for name, value in refused:
+    for name, value in beside.items():
         if value is not None:
             raise NotYetSupported(
                 name,
                 expected="None beside query_positions, and where q and k differ in length",
-                got=f"{name} with {rows} queries and {tensors.key.shape[1]} keys",
+                got=f"{name} with {rows} queries and {keys} keys",
             )
-    positions = tensors.query_positions
     if positions is not None and positions.shape != (rows,):
         raise InvalidArgument(
             "query_positions",
@@ -198,8 +208,8 @@ def _check_cross(call: Call, tensors: Tensors, ranks: Ranks) -> None:
         )
 
 
-def check_key_padding(padding: Tensor | None, call: Call, query: Tensor, N: int) -> None:
-    """Type, shape and device of `key_padding`, and whether the pattern can do with it."""
+def check_key_padding(padding: Tensor | None, batch: int, N: int) -> None:
+    """Type and shape of `key_padding`."""
     if padding is None:
         return
     if not isinstance(padding, torch.Tensor) or padding.dtype != torch.bool:
@@ -208,17 +218,22 @@ def check_key_padding(padding: Tensor | None, call: Call, query: Tensor, N: int)
             expected="a bool tensor, True for real tokens",
             got=str(padding.dtype) if isinstance(padding, torch.Tensor) else type(padding).__name__,
         )
-    if padding.shape != (query.shape[0], N):
+    if padding.shape != (batch, N):
         raise InvalidArgument(
             "key_padding",
-            expected=f"shape [{query.shape[0]}, {N}], all tokens of the keys' sequence",
+            expected=f"shape [{batch}, {N}], all tokens of the keys' sequence",
             got=f"shape {_shape(padding)}",
         )
-    if padding.device != query.device:
-        raise InvalidArgument(
-            "key_padding", expected=f"a tensor on {query.device}, as q", got=str(padding.device)
-        )
-    if not call.pattern.takes_key_padding:
+
+
+def _check_device(name: str, x: Tensor | None, device: torch.device) -> None:
+    if x is not None and x.device != device:
+        raise InvalidArgument(name, expected=f"a tensor on {device}, as q", got=str(x.device))
+
+
+def _check_padded(call: Call) -> None:
+    """Whether the pattern can do with padding."""
+    if call.padded and not call.pattern.takes_key_padding:
         raise NotYetSupported(
             "key_padding",
             expected=f"None with {type(call.pattern).__name__}, whose segments depend on each "
@@ -228,11 +243,25 @@ def check_key_padding(padding: Tensor | None, call: Call, query: Tensor, N: int)
         )
 
 
-def check_described(call: Call, N: int) -> None:
-    """Checks all options of a call on `N` described tokens over all ranks."""
+def check_described(
+    call: Call,
+    inputs: Inputs,
+    key_padding: object,
+    sink: Tensor | None,
+    documents: Documents | None,
+    positions: Tensor | None,
+) -> None:
+    """Checks all options of a call on described tokens over all ranks, as of one on tensors."""
     _check_options(call)
-    _check_count("layout", call.layout, N)
-    _check_count("tokens", call.tokens, N)
+    _check_count("layout", call.layout, inputs.N)
+    _check_count("tokens", call.tokens, inputs.N)
+    if not isinstance(key_padding, bool):
+        check_key_padding(key_padding, inputs.batch, inputs.N)  # type: ignore[arg-type]
+    _check_padded(call)
+    checked_sink(sink, inputs.heads)
+    if positions is not None:
+        rows = len(positions) if positions.dim() == 1 else inputs.N
+        _check_cross(rows, inputs.N, positions, layout=call.layout, documents=documents)
 
 
 def checked_documents(documents: object) -> Documents | None:
@@ -242,8 +271,8 @@ def checked_documents(documents: object) -> Documents | None:
     return Documents.from_cu_seqlens(documents)
 
 
-def checked_sink(sink: Tensor | None, query: Tensor) -> Tensor | None:
-    """One logit per query head, on the query's device."""
+def checked_sink(sink: Tensor | None, heads: int) -> Tensor | None:
+    """One logit per query head."""
     if sink is None:
         return None
     if not isinstance(sink, torch.Tensor) or not sink.dtype.is_floating_point:
@@ -252,47 +281,46 @@ def checked_sink(sink: Tensor | None, query: Tensor) -> Tensor | None:
             expected="a floating-point tensor [H]",
             got=str(sink.dtype) if isinstance(sink, torch.Tensor) else type(sink).__name__,
         )
-    if sink.shape != query.shape[2:3] or sink.device != query.device:
+    if sink.shape != (heads,):
         raise InvalidArgument(
-            "sink",
-            expected=f"shape [{query.shape[2]}], one logit per query head, on {query.device}",
-            got=f"shape {_shape(sink)} on {sink.device}",
+            "sink", expected=f"shape [{heads}], one logit per query head", got=_shape(sink)
         )
     return sink
 
 
-def checked_dropout(dropout_p: object, seed: object) -> tuple[float, int]:
-    """The probability, and the seed or `DRAW_SEED`."""
+def checked_dropout(dropout_p: object, seed: object) -> float:
+    """The probability, with a seed that is an integer or None."""
     number = isinstance(dropout_p, int | float) and not isinstance(dropout_p, bool)
     if not number or not 0 <= dropout_p < 1:  # type: ignore[operator]
         raise InvalidArgument(
             "dropout_p", expected="a number with 0 <= dropout_p < 1", got=repr(dropout_p)
         )
-    if seed is None:
-        return float(dropout_p), DRAW_SEED  # type: ignore[arg-type]
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+    integer = isinstance(seed, int) and not isinstance(seed, bool)
+    if seed is not None and not (integer and 0 <= seed < 2**63):  # type: ignore[operator]
         raise InvalidArgument("seed", expected="an integer in 0 .. 2**63 - 1", got=repr(seed))
-    return float(dropout_p), seed  # type: ignore[arg-type]
+    return float(dropout_p)  # type: ignore[arg-type]
 
 
 def checked_query_positions(positions: Any) -> Tensor | None:
     """As an int64 tensor."""
     if positions is None:
         return None
-    if isinstance(positions, range | list | tuple):
-        positions = torch.tensor(list(positions), dtype=torch.int64 if not positions else None)
-    if isinstance(positions, np.ndarray):
-        positions = torch.from_numpy(positions)
-    kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-    if not isinstance(positions, torch.Tensor) or positions.dtype not in kinds:
-        raise InvalidArgument(
-            "query_positions",
-            expected="integers [Nq]: a tensor, a range or a list",
-            got=str(positions.dtype)
-            if isinstance(positions, torch.Tensor)
-            else type(positions).__name__,
-        )
-    return positions.long()
+    if not isinstance(positions, torch.Tensor):
+        try:
+            given = list(positions) if isinstance(positions, range | tuple) else positions
+            positions = torch.tensor(given, dtype=torch.int64 if given == [] else None)
+        except (ValueError, TypeError, RuntimeError, OverflowError):
+            raise _odd_positions(type(positions).__name__) from None
+    if positions.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise _odd_positions(str(positions.dtype))
+    wide: Tensor = positions.long()
+    return wide
+
+
+def _odd_positions(got: str) -> InvalidArgument:
+    return InvalidArgument(
+        "query_positions", expected="integers [Nq]: a tensor, a range or a list", got=got
+    )
 
 
 def checked_scale(scale: object) -> float | None:

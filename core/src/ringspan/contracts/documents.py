@@ -46,7 +46,9 @@ class Documents(Held):
             raise InvalidArgument(
                 "documents", expected="lengths >= 0", got=f"{array[at]} for document {at}"
             )
-        self.tensor = torch.tensor(array)
+        # Documents outlive the mode that they are built in, and inference tensors cannot be saved.
+        with torch.inference_mode(False):
+            self.tensor = torch.tensor(array)
         self._hold(array, np.cumsum(array) - array)
 
     @classmethod

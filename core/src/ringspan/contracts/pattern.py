@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ringspan.contracts.documents import Documents
+from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.held import Held
 from ringspan.contracts.tokens import Coordinates, Sequence, Tokens
 
@@ -285,6 +286,14 @@ class Pattern(ABC):
         # into symbols, which have no text. A subclass with its own checks calls this at the end.
         object.__setattr__(self, "_text", self._make_text())
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The text names held data by handle, and a copy's data have handles of their own.
+        return {name: value for name, value in self.__dict__.items() if name != "_text"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        object.__setattr__(self, "_text", self._make_text())
+
     @property
     def text(self) -> str:
         """A literal from which `Pattern.from_literal` builds an equal pattern."""
@@ -297,55 +306,72 @@ class Pattern(ABC):
         return re.sub(r"([0-9a-f]{32})\.\d+", r"\1", self.text)
 
     def _make_text(self) -> str:
-        return f"({_path(self)!r}, {_fields(self)})"
+        return _object(self)
 
     @staticmethod
-    def from_literal(literal: tuple[str, tuple[Any, ...]]) -> Pattern:
+    def from_literal(literal: dict[str, Any]) -> Pattern:
         """The inverse of `text`, after `ast.literal_eval`."""
         pattern: Pattern = _build(literal)
         return pattern
 
 
-# f-strings rather than json: torch.compile traces through them, so that a pattern may also be
-# built inside a compiled function.
-def _path(value: object) -> str:
-    return f"{type(value).__module__}:{type(value).__qualname__}"
+# f-strings rather than json: torch.compile traces through them, so that a pattern of constants may
+# also be built inside a compiled function. Only objects are dictionaries.
+def _object(value: Any) -> str:
+    kind = type(value)
+    if "<locals>" in kind.__qualname__ or not dataclasses.is_dataclass(value):
+        raise InvalidArgument(
+            kind.__name__,
+            expected="a frozen dataclass at the top level of a module: patterns are built again "
+            "from their text",
+            got=f"the class {kind.__qualname__}",
+            remedy="Decorate it with @dataclass(frozen=True) and move it out of any function",
+        )
+    names = [field.name for field in dataclasses.fields(value) if field.init]
+    fields = "".join(f"{name!r}: {_text(name, getattr(value, name))}, " for name in names)
+    return f"{{'of': {_path(kind)!r}, 'with': {{{fields}}}}}"
 
 
-def _fields(value: Any) -> str:
-    return "(" + "".join(f"{_text(getattr(value, name))}, " for name in value.__match_args__) + ")"
+def _path(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _text(value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     if isinstance(value, Held):
-        return f"({_path(value)!r}, {value.handle!r})"
-    if dataclasses.is_dataclass(value):
-        return f"({_path(value)!r}, {_fields(value)})"
+        return f"{{'held': {_path(type(value))!r}, 'handle': {value.handle!r}}}"
     if isinstance(value, tuple):
-        return "(" + "".join(f"{_text(item)}, " for item in value) + ")"
-    return repr(value)
-
-
-def _is_object(value: object) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and ":" in value[0]
+        return "(" + "".join(f"{_text(name, item)}, " for item in value) + ")"
+    if value is None or isinstance(value, bool | str):
+        return repr(value)
+    # An IntEnum is an integer, but its text is not. A symbol of torch.compile is no int.
+    if isinstance(value, int | float) and value - value == 0:
+        return repr(value) if type(value) in (int, float) else repr(value + 0)
+    if dataclasses.is_dataclass(value):
+        return _object(value)
+    raise InvalidArgument(
+        name,
+        expected="a finite number, string, boolean, None, Held data, a dataclass or a tuple of "
+        "those, as a pattern's field",
+        got=f"{type(value).__name__} {value!r}",
     )
 
 
 def _build(literal: Any) -> Any:
-    if not isinstance(literal, tuple):
-        return literal
-    if not _is_object(literal):
+    if isinstance(literal, tuple):
         return tuple(_build(item) for item in literal)
+    if not isinstance(literal, dict):
+        return literal
+    if "held" in literal:
+        return _class(literal["held"]).find(literal["handle"])
+    fields = {name: _build(value) for name, value in literal["with"].items()}
+    return _class(literal["of"])(**fields)
+
+
+def _class(path: str) -> Any:
     import importlib
 
-    module, qualname = literal[0].split(":")
+    module, qualname = path.split(":")
     target: Any = importlib.import_module(module)
     for part in qualname.split("."):
         target = getattr(target, part)
-    if issubclass(target, Held):
-        return target.find(literal[1])
-    return target(*(_build(item) for item in literal[1]))
+    return target

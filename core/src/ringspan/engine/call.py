@@ -38,6 +38,8 @@ class Call:
     dropout_p: float = 0.0
     padded: bool = False
     """Whether there is key padding."""
+    seeded: bool = False
+    """Whether the caller gave dropout's seed."""
 
     @property
     def text(self) -> str:
@@ -46,7 +48,8 @@ class Call:
         return (
             f"({self.pattern.text}, {self.causal!r}, {self.scale!r}, {_tokens_text(self.tokens)}, "
             f"{layout}, {self.group!r}, {self.backend!r}, {self.communicator!r}, "
-            f"{self.needs_backward!r}, {self.dropout_p!r}, {self.padded!r})"
+            f"{self.needs_backward!r}, {self.dropout_p!r}, {self.padded!r}, "
+            f"{self.seeded!r})"
         )
 
     def layout_for(self, N: int) -> Layout:

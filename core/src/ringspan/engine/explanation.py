@@ -226,6 +226,7 @@ def explain_call(
     kv_heads = inputs.kv_heads or inputs.heads
     plans = [
         cached_plan(
+            call.pattern.fingerprint,
             call.pattern,
             call.causal,
             inputs.heads,

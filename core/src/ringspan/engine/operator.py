@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ringspan.contracts.errors import NotYetSupported
 from ringspan.engine import execute
+from ringspan.engine.call import Call
 from ringspan.engine.choice import recall, remember
 from ringspan.engine.kernels import Saved
 from ringspan.engine.merge import accumulation_dtype
@@ -66,25 +67,25 @@ def attention(
     key_padding: Tensor | None,
     documents: Tensor | None,
     query_positions: Tensor | None,
+    seed: Tensor | None,
     call: str,
     N: int,
-    seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output `[B, Nq, H, Dv]`, lse `[B, H, Nq]`, and a ticket: the choice that ran, and the seed.
 
     Query, key and value hold this rank's rows; `call` is a `Call.text`; `N` counts the keys of
-    all ranks, or is `AGREE_ON_LENGTHS`; `seed` may be `DRAW_SEED`.
+    all ranks, or is `AGREE_ON_LENGTHS`.
     """
-    tensors = Tensors(query, key, value, sink, key_padding, documents, query_positions)
+    tensors = Tensors(query, key, value, sink, key_padding, documents, query_positions, seed)
     run = prepare(tensors.rows_last_contiguous(), call, N)
     choice = run.choose()
-    seed = agreed_seed(run, seed)
+    agreed = agreed_seed(run)
     channel = run.open(choice)
     if run.empty:
         out, lse = _empty_outputs(query, value)
     else:
         out, lse = execute.forward(
-            run.plan, run.kernels(choice, seed), run.tensors.query, run.local, sink, channel
+            run.plan, run.kernels(choice, agreed), run.tensors.query, run.local, sink, channel
         )
         padded = run.padded_queries()
         if padded is not None:
@@ -99,7 +100,14 @@ def attention(
             channel.exchange.bytes_received if channel else 0,
         )
     )
-    return out, lse, torch.tensor([remember(choice), seed])
+    return _own(out), lse, torch.tensor([remember(choice), agreed])
+
+
+def _own(x: Tensor) -> Tensor:
+    """`x` as no view of anything, on the same memory: its user may go on to change it in place."""
+    if not x._is_view():
+        return x
+    return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
 @attention.register_fake
@@ -111,9 +119,9 @@ def _(
     key_padding: Tensor | None,
     documents: Tensor | None,
     query_positions: Tensor | None,
+    seed: Tensor | None,
     call: str,
     N: int,
-    seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (*_empty_outputs(query, value), torch.empty(2, dtype=torch.int64))
 
@@ -184,7 +192,10 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.call, ctx.N, _ = inputs
+    *tensors, _, ctx.call, ctx.N = inputs
+    # The text names held data by handle; they must live as long as the graph. While a graph is
+    # traced the length may be a symbol: there the user keeps them, as the docs say.
+    ctx.kept = Call.from_text(ctx.call, ctx.N) if type(ctx.N) is int else None
     out, lse, ticket = output
     ctx.mark_non_differentiable(lse, ticket)
     ctx.set_materialize_grads(False)

@@ -16,6 +16,7 @@ __all__ = ["cached_plan"]
 
 @lru_cache(maxsize=128)
 def cached_plan(
+    fingerprint: str,
     pattern: Pattern,
     causal: bool,
     heads: int,
@@ -25,7 +26,10 @@ def cached_plan(
     documents: Documents | None = None,
     queries: QueryPositions | None = None,
 ) -> Plan:
-    """`make_plan`, cached: a training step plans once per shape, not once per layer."""
+    """`make_plan`, cached: a training step plans once per shape, not once per layer.
+
+    `fingerprint` is the pattern's: its author may have left fields out of `==`.
+    """
     return make_plan(
         pattern,
         causal=causal,

@@ -26,13 +26,10 @@ from ringspan.plan.queries import QueryPositions
 if TYPE_CHECKING:
     from ringspan.plan.steps import Plan
 
-__all__ = ["AGREE_ON_LENGTHS", "DRAW_SEED", "Run", "Tensors", "agreed_seed", "prepare"]
+__all__ = ["AGREE_ON_LENGTHS", "Run", "Tensors", "agreed_seed", "prepare"]
 
 AGREE_ON_LENGTHS = -1
 """In place of `N`: the ranks hold contiguous shards and tell each other how long they are."""
-
-DRAW_SEED = -1
-"""In place of a seed: dropout draws one from torch's generator."""
 
 
 class Tensors(NamedTuple):
@@ -46,6 +43,8 @@ class Tensors(NamedTuple):
     documents: Tensor | None = None
     """Lengths, on the host."""
     query_positions: Tensor | None = None
+    seed: Tensor | None = None
+    """Of dropout, on the host: a tensor, so that a recomputed call draws the same one again."""
 
     def rows_last_contiguous(self) -> Tensors:
         """Kernels read each head's row as one run of memory."""
@@ -107,7 +106,8 @@ class Run:
     def padded_queries(self) -> Tensor | None:
         """`[B, rows]`, True where a query is padding itself: its row is empty."""
         padding, positions = self.tensors.key_padding, self.plan.query_positions
-        if padding is None or (self.queries is not None and self.queries.positions is None):
+        another = self.queries is not None and self.queries.positions is None
+        if padding is None or another or self.layout.N == 0:
             return None
         at = positions.on(padding.device)
         # Queries beyond the keys are not among those that may be padding.
@@ -165,6 +165,7 @@ def prepare(tensors: Tensors, text: str, N: int) -> Run:
     queries = _queries(tensors, group)
     operands = Operands.of(*tensors[:3])
     plan = cached_plan(
+        call.pattern.fingerprint,
         call.pattern,
         call.causal,
         operands.heads,
@@ -235,15 +236,15 @@ def _from_all(group: Any, number: int) -> list[int]:
     return [int(each) for each in numbers]
 
 
-def agreed_seed(run: Run, seed: int) -> int:
-    """The given seed, or one from torch's generator; in a ring rank 0's, by a small all-gather."""
-    if run.call.dropout_p == 0:
+def agreed_seed(run: Run) -> int:
+    """The seed of dropout; in a ring rank 0's, by a small all-gather."""
+    if run.tensors.seed is None:
         return 0
-    drawn = int(torch.randint(2**62, ())) if seed == DRAW_SEED else seed
+    seed = int(run.tensors.seed)
     if run.group is None:
-        return drawn
-    seeds = _from_all(run.group, drawn)
-    if seed != DRAW_SEED and len(set(seeds)) > 1:
+        return seed
+    seeds = _from_all(run.group, seed)
+    if run.call.seeded and len(set(seeds)) > 1:
         raise RanksDisagree(
             "seed",
             expected=f"the same on every rank; rank {run.plan.rank} has {seed}",

@@ -30,7 +30,9 @@ def borrow(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     for position, block in enumerate(_kept.blocks):
         if device.type == "cpu" and block.shape == shape and block.dtype == dtype:
             return _kept.blocks.pop(position)
-    return torch.empty(shape, dtype=dtype, device=device)
+    # A block outlives the mode that it is made in, and inference tensors cannot be changed later.
+    with torch.inference_mode(False):
+        return torch.empty(shape, dtype=dtype, device=device)
 
 
 def give_back(block: Tensor) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_cross", "cross_work"]
 
+_FURTHEST = 2**53
 _ROWS = 512
 """Query rows of a tile where a window hides most keys."""
 
@@ -44,8 +45,11 @@ def check_cross(pattern: Pattern, queries: QueryPositions, domain: Domain) -> No
                 got="None",
             )
         return
-    if len(positions) and positions.min() < 0:
-        raise InvalidArgument("query_positions", expected="integers >= 0", got=str(positions.min()))
+    outside = positions[(positions < 0) | (positions > _FURTHEST)]
+    if len(outside):
+        raise InvalidArgument(
+            "query_positions", expected=f"integers in 0 .. {_FURTHEST}", got=str(outside[0])
+        )
     if isinstance(pattern, Dense) and pattern.along is None:
         return
     if len(positions) and positions.max() >= N:

@@ -123,7 +123,8 @@ def _steps(rows: Ints | Lines) -> tuple[int, int] | None:
         return (gap, rows.step) if gap >= 0 and (gaps == gap).all() else None
     tile_step = int(rows[1, 0] - rows[0, 0]) if rows.shape[0] > 1 else 0
     step = int(rows[0, 1] - rows[0, 0]) if rows.shape[1] > 1 else 1
-    if tile_step < 0 or step < 0:
+    # Equal rows, which fill the columns of a bitmap, are no progression to add along.
+    if tile_step < 0 or step < 1:
         return None
     tiles, places = np.arange(rows.shape[0])[:, None], np.arange(rows.shape[1])
     expected = rows[0, 0] + tiles * tile_step + places * step
