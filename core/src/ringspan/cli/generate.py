@@ -35,15 +35,17 @@ def generate(
     require("safetensors")
     from rich.console import Console
 
+    from ringspan.demo.interrupt import Interrupts
     from ringspan.demo.writing import Writing
 
     writing = Writing.begin(
         run, prompt, length=length, temperature=temperature, top_k=top_k, seed=seed
     )
     told = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        writing.to(Console(highlight=False))
-    except KeyboardInterrupt:
+    # Noted and not raised: an exception inside a callback of torch would be lost.
+    with Interrupts() as interrupts:
+        complete = writing.to(Console(highlight=False), interrupts)
+    if not complete:
         told.print(f"Stopped after {writing.written:,} bytes.")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(_INTERRUPTED)
     told.print(writing.summary)

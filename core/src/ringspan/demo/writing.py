@@ -14,6 +14,7 @@ import torch
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.decoding import Cache, make_caches, stream
 from ringspan.demo import checkpoint
+from ringspan.demo.interrupt import Interrupts
 from ringspan.demo.progress import writing_bar
 
 if TYPE_CHECKING:
@@ -78,8 +79,12 @@ class Writing:
         )
         return cls(start, length, tokens, caches)
 
-    def to(self, console: Console) -> None:
-        """Writes line after line; where `console` is a terminal, above a bar."""
+    def to(self, console: Console, interrupts: Interrupts | None = None) -> bool:
+        """Writes line after line; where `console` is a terminal, above a bar.
+
+        Returns:
+            Whether the text is complete: False where an interrupt was requested before its end.
+        """
         lines = _Lines(console)
         lines.take(self.prompt)
         started = time.perf_counter()
@@ -89,6 +94,9 @@ class Writing:
                     lines.take(bytes(token.tolist()))
                     self.written += 1
                     advance(self.written / (time.perf_counter() - started))
+                    if interrupts is not None and interrupts.requested:
+                        return self.written == self.length
+            return True
         finally:
             self.seconds = time.perf_counter() - started
             lines.finish()
