@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,17 @@ import pytest
 import ringspan as rs
 import torch
 from hypothesis import given
-from ringspan.contracts import Cliques, Domain, Listed, Part, Pattern
+from ringspan.contracts import (
+    Blocks,
+    Cliques,
+    Domain,
+    Listed,
+    Part,
+    Pattern,
+    Runs,
+    Windows,
+)
+from ringspan.errors import BrokenContract, InvalidArgument
 from ringspan.testing import assert_exact, reference, yardstick
 from ringspan.testing.multiplicity import dense
 from ringspan.testing.strategies import Configuration, configurations
@@ -153,6 +164,104 @@ class EvenAndOdd(Pattern):
         rows = np.concatenate([everyone[::2], everyone[1::2]])
         lengths = np.array([len(everyone[::2]), len(everyone[1::2])])
         yield Cliques(tuple(range(domain.heads)), Listed.of(rows, lengths))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strange(Pattern):
+    """A third party's pattern that breaks one promise."""
+
+    fault: str
+
+    def parts(self, domain: Domain) -> Iterable[Part]:
+        N, heads = domain.N, tuple(range(domain.heads))
+        sets = Runs(np.array([0, 4]), np.array([4, N - 4]))
+        rows = np.arange(N)
+        zero, end = np.zeros(N, np.int64), np.repeat([4, N - 4], [4, N - 4])
+        everyone = np.array([0, 2, 4]), np.array([0, 1, 0, 1])
+        yield {
+            "overlap": Cliques(heads, Runs(np.array([0, 3]), np.array([4, 4]))),
+            "tokens": Cliques(heads, Runs(np.array([N - 1]), np.array([2]))),
+            "heads": Cliques((0, domain.heads), sets),
+            "heads twice": Cliques((0, 0), sets),
+            "kind": sets,
+            "windows outside": Windows(heads, sets, zero, end + 1),
+            "windows descend": Windows(heads, sets, zero, np.maximum(end - rows, 0)),
+            "few windows": Windows(heads, sets, zero[1:], end[1:]),
+            "blocks outside": Blocks(heads, sets, everyone[0], everyone[1] + 1),
+            "blocks twice": Blocks(heads, sets, everyone[0], np.array([0, 0, 0, 1])),
+            "short rows": Blocks(heads, sets, everyone[0][:2], everyone[1]),
+        }[self.fault]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *("overlap", "tokens", "heads", "heads twice", "kind", "windows outside"),
+        *("windows descend", "few windows", "blocks outside", "blocks twice", "short rows"),
+    ],
+)
+def test_a_pattern_that_breaks_its_contract_is_refused_by_name(fault: str) -> None:
+    q = torch.randn(1, 11, 2, 4)
+    with pytest.raises(BrokenContract, match="Strange"):
+        rs.attention(q, q, q, pattern=Strange(fault=fault))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Pattern):
+    """Neighbours see each other, in sets of `width`."""
+
+    width: int = 2
+
+    def parts(self, domain: Domain) -> Iterable[Part]:
+        yield Cliques(tuple(range(domain.heads)), Runs(*domain.segments(self.width)))
+
+
+def test_fields_that_are_given_by_keyword_count() -> None:
+    q = torch.randn(1, 12, 2, 4, dtype=torch.float64)
+    expected = rs.attention(q, q, q, pattern=rs.Dilated((6,), (1,)))
+    torch.testing.assert_close(rs.attention(q, q, q, pattern=Pairs(width=6)), expected)
+
+
+@pytest.mark.parametrize("field", [float("inf"), np.int64(3), [1], torch.ones(2)])
+def test_fields_that_no_text_can_hold_are_refused_by_name(field: object) -> None:
+    with pytest.raises(InvalidArgument, match="width"):
+        Pairs(width=field)  # type: ignore[arg-type]
+
+
+def test_a_pattern_defined_in_a_function_is_refused_by_name() -> None:
+    @dataclass(frozen=True)
+    class Local(Pairs):
+        pass
+
+    with pytest.raises(InvalidArgument, match="Local"):
+        Local()
+
+
+def test_what_is_built_in_inference_mode_serves_training() -> None:
+    with torch.inference_mode():
+        documents = rs.Documents.from_lengths([5, 7])
+    q = torch.randn(1, 12, 2, 4, requires_grad=True)
+    rs.attention(q, q, q, documents=documents).sum().backward()
+
+
+def test_no_keys_with_positions_and_padding_give_empty_rows() -> None:
+    none = torch.zeros(1, 0, 2, 4)
+    padding = torch.zeros(1, 0, dtype=torch.bool)
+    q = torch.randn(1, 3, 2, 4)
+    out = rs.attention(q, none, none, query_positions=range(3), key_padding=padding)
+    assert torch.equal(out, torch.zeros_like(out))
+
+
+def test_a_graph_keeps_the_data_of_patterns_that_nobody_else_holds() -> None:
+    q = torch.randn(1, 16, 2, 4, requires_grad=True)
+    outs = [
+        rs.attention(
+            q, q, q, pattern=rs.BlockSparse.from_blocks(4, lambda i, j: abs(i - j) != 1, 16)
+        )
+        for _ in range(300)
+    ]
+    gc.collect()
+    sum(out.sum() for out in outs).backward()  # type: ignore[union-attr]
 
 
 def test_a_pattern_may_be_written_by_anyone() -> None:

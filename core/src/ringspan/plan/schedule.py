@@ -20,6 +20,7 @@ from ringspan.plan.firsts import mark_first
 from ringspan.plan.holdings import Holdings
 from ringspan.plan.meetings import Meeting, Meetings
 from ringspan.plan.orders import order
+from ringspan.plan.promises import check_part
 from ringspan.plan.steps import Plan
 from ringspan.plan.whole import whole_of
 
@@ -140,14 +141,12 @@ def parts_of(pattern: Pattern, domain: Domain) -> list[tuple[int, Part]]:
 
     Parts of one number and head have no tokens in common.
     """
-    if pattern.documents_at_once:
-        numbered = list(enumerate(pattern.parts(domain)))
-    else:
-        numbered = [
-            (number, part.shifted(starts))
-            for starts, alone in domain.alone()
-            for number, part in enumerate(pattern.parts(alone))
-        ]
+    numbered = []
+    asked = [(None, domain)] if pattern.documents_at_once else list(domain.alone())
+    for starts, alone in asked:
+        for number, part in enumerate(pattern.parts(alone)):
+            check_part(pattern, part, alone)
+            numbered.append((number, part if starts is None else part.shifted(starts)))
     sizes: Counter[int] = Counter()
     for number, part in numbered:
         sizes[number] += part.sets.size
