@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,7 +72,7 @@ class Cache(ABC):
 
         A single token is computed here, in float32 (float64 for float64): one query per head has
         nothing for a tiled kernel to do. More go through `ringspan.attention`, whose backends and
-        settings (`ringspan.use`) then apply.
+        settings (`ringspan.use`) then apply. `torch.autocast` never does.
 
         Args:
             query: of tokens `length .. length + n - 1`, rotated by position where the model does.
@@ -94,7 +95,7 @@ class Cache(ABC):
             self.sizes.check_sink(sink)
         number = validation.checked_scale(scale)
         number = self.sizes.head_dim**-0.5 if number is None else number
-        with torch.no_grad():
+        with torch.no_grad(), _no_autocast(self.sizes.device):
             if query.shape[1] == 1:
                 self._keep(key, value)
                 out = attend_step(query, list(self._seen()), number, sink, self.sizes)
@@ -137,3 +138,10 @@ class Cache(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.pattern!r}, length={self._length})"
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Some devices, such as "meta", have no autocast, and torch refuses to turn it off there."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -17,6 +17,7 @@ import torch
 from ringspan.api import attention
 from ringspan.contracts.pattern import Domain
 from ringspan.contracts.tokens import Sequence
+from ringspan.decoding.buffers import Buffers
 from ringspan.decoding.cache import Cache
 from ringspan.decoding.merge import Merging
 from ringspan.decoding.step import Piece
@@ -47,15 +48,10 @@ class _Lanes:
     """int64 `[L * m]`: the query heads that read lane 0, then those of lane 1 .."""
     kv_heads: Tensor
     """int64 `[L]`: the key/value head of each lane."""
-    key: Tensor
-    """`[L, B, rows, D]`"""
-    value: Tensor
-    """`[L, B, rows, Dv]`"""
-
-    @property
-    def capacity(self) -> int:
-        """Rows of a whole segment."""
-        return self.key.shape[2]
+    capacity: int
+    """Rows of a whole segment."""
+    buffers: Buffers
+    """A lane has room for so many at most."""
 
     def rows_before(self, position: int) -> int:
         """How many rows of the segment of `position` come before it."""
@@ -74,13 +70,16 @@ class _Lanes:
         if first > last:
             return
         slot = (first - segment) // self.rate
-        for buffer, x in ((self.key, key), (self.value, value)):
+        end = slot + (last - first) // self.rate + 1
+        self.buffers.reserve(end)
+        for buffer, x in ((self.buffers.key, key), (self.buffers.value, value)):
             rows = x[:, first - start :: self.rate].index_select(2, self.kv_heads)
-            buffer[:, :, slot : slot + rows.shape[1]] = rows.permute(2, 0, 1, 3)
+            buffer[:, :, slot:end] = rows.permute(2, 0, 1, 3)
 
     def piece(self, rows: int) -> Piece:
         """The first `rows` rows."""
-        return Piece(self.heads, self.key[:, :, :rows], self.value[:, :, :rows])
+        key, value = (x[:, :, :rows] for x in (self.buffers.key, self.buffers.value))
+        return Piece(self.heads, key, value)
 
     def rows_of(self, start: int, tokens: int) -> Tensor:
         """Which of the `tokens` tokens from `start` on are on this offset, counted from 0."""
@@ -96,7 +95,8 @@ class _Lanes:
         Along one offset a branch is plain attention in segments of `capacity` rows.
         """
         before = self.rows_before(start)
-        held = (x[:, :, :before].permute(1, 2, 0, 3) for x in (self.key, self.value))
+        buffers = self.buffers.key, self.buffers.value
+        held = (x[:, :, :before].permute(1, 2, 0, 3) for x in buffers)
         new = (x[:, rows].index_select(2, self.kv_heads) for x in (key, value))
         k, v = (torch.cat(pair, dim=1) for pair in zip(held, new, strict=True))
         out, lse = attention(
@@ -152,7 +152,7 @@ class DilatedCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers, filled or not."""
-        return sum(lanes.key.nbytes + lanes.value.nbytes for lanes in self._lanes)
+        return sum(lanes.buffers.nbytes for lanes in self._lanes)
 
     def _count(self, rows: Iterable[int]) -> tuple[int, ...]:
         total = [0] * self.sizes.kv_heads
@@ -205,7 +205,8 @@ def _all_lanes(pattern: Dilated, sizes: Sizes) -> Iterator[_Lanes]:
                     offset,
                     torch.tensor(alike, device=sizes.device),
                     torch.tensor(kv_heads, device=sizes.device),
-                    *sizes.buffers(len(kv_heads), rows),
+                    rows,
+                    Buffers(sizes, len(kv_heads), most=rows),
                 )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ringspan.api import attention
+from ringspan.decoding.buffers import Buffers
 from ringspan.decoding.cache import Cache
 from ringspan.decoding.step import Piece
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from ringspan.decoding.sizes import Sizes
 
 __all__ = ["DenseCache", "WindowCache"]
-
-_FIRST_ROWS = 256
 
 
 class DenseCache(Cache):
@@ -39,7 +38,7 @@ class DenseCache(Cache):
     def __init__(self, pattern: Pattern, sizes: Sizes) -> None:
         super().__init__(pattern, sizes)
         self._heads = torch.arange(sizes.heads, device=sizes.device)
-        self._key, self._value = sizes.buffers(sizes.kv_heads, _FIRST_ROWS)
+        self._buffers = Buffers(sizes, sizes.kv_heads)
 
     @property
     def rows_per_head(self) -> tuple[int, ...]:
@@ -54,30 +53,23 @@ class DenseCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers, filled or not."""
-        return self._key.nbytes + self._value.nbytes
+        return self._buffers.nbytes
 
     def _keep(self, key: Tensor, value: Tensor) -> None:
         end = self.length + key.shape[1]
-        self._make_room(end)
-        self._key[:, :, self.length : end] = key.permute(2, 0, 1, 3)
-        self._value[:, :, self.length : end] = value.permute(2, 0, 1, 3)
-
-    def _make_room(self, rows: int) -> None:
-        if rows <= self._key.shape[2]:
-            return
-        held = self._key[:, :, : self.length], self._value[:, :, : self.length]
-        more = max(rows, 2 * self._key.shape[2])
-        self._key, self._value = self.sizes.buffers(self.sizes.kv_heads, more)
-        self._key[:, :, : self.length], self._value[:, :, : self.length] = held
+        self._buffers.reserve(end)
+        self._buffers.key[:, :, self.length : end] = key.permute(2, 0, 1, 3)
+        self._buffers.value[:, :, self.length : end] = value.permute(2, 0, 1, 3)
 
     def _seen(self) -> Iterator[Piece]:
         end = self.length + 1
-        yield Piece(self._heads, self._key[:, :, :end], self._value[:, :, :end])
+        key, value = (x[:, :, :end] for x in (self._buffers.key, self._buffers.value))
+        yield Piece(self._heads, key, value)
 
     def _attend_chunk(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, sink: Tensor | None
     ) -> Tensor:
-        held = (x[:, :, : self.length] for x in (self._key, self._value))
+        held = (x[:, :, : self.length] for x in (self._buffers.key, self._buffers.value))
         return _after(self, held, query, key, value, scale, sink)
 
 
@@ -85,7 +77,7 @@ class WindowCache(Cache):
     """For windows that look back `left` steps of `dilation` tokens: a ring of rows.
 
     A token sees itself and the tokens `dilation`, `2 * dilation` .. `left * dilation` before it.
-    At most `(left + 1) * dilation` rows are held.
+    At most `(left + 1) * dilation` rows are held; until then the buffers double when they are full.
 
     Example:
         >>> import torch, ringspan as rs
@@ -99,7 +91,8 @@ class WindowCache(Cache):
         super().__init__(pattern, sizes)
         self._left, self._dilation = left, dilation
         self._heads = torch.arange(sizes.heads, device=sizes.device)
-        self._key, self._value = sizes.buffers(sizes.kv_heads, (left + 1) * dilation)
+        self._capacity = (left + 1) * dilation
+        self._buffers = Buffers(sizes, sizes.kv_heads, most=self._capacity)
 
     @property
     def rows_per_head(self) -> tuple[int, ...]:
@@ -114,11 +107,7 @@ class WindowCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers, filled or not."""
-        return self._key.nbytes + self._value.nbytes
-
-    @property
-    def _capacity(self) -> int:
-        return self._key.shape[2]
+        return self._buffers.nbytes
 
     @property
     def _held(self) -> int:
@@ -128,9 +117,10 @@ class WindowCache(Cache):
         # Of a long chunk only the last rows: the ring would write some slots twice.
         last = min(key.shape[1], self._capacity)
         end = self.length + key.shape[1]
+        self._buffers.reserve(min(end, self._capacity))
         slots = self._slots(end - last, end)
-        self._key[:, :, slots] = key[:, -last:].permute(2, 0, 1, 3)
-        self._value[:, :, slots] = value[:, -last:].permute(2, 0, 1, 3)
+        self._buffers.key[:, :, slots] = key[:, -last:].permute(2, 0, 1, 3)
+        self._buffers.value[:, :, slots] = value[:, -last:].permute(2, 0, 1, 3)
 
     def _slots(self, start: int, end: int) -> Tensor:
         """Where the rows of tokens `start .. end - 1` lie."""
@@ -141,14 +131,14 @@ class WindowCache(Cache):
         # in which order they were filled does not matter to a sum.
         rows = min(self._left + 1, self.length // self._dilation + 1)
         slots = slice(self.length % self._dilation, None, self._dilation)
-        key, value = (x[:, :, slots][:, :, :rows] for x in (self._key, self._value))
+        key, value = (x[:, :, slots][:, :, :rows] for x in (self._buffers.key, self._buffers.value))
         yield Piece(self._heads, key, value)
 
     def _attend_chunk(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, sink: Tensor | None
     ) -> Tensor:
         slots = self._slots(self.length - self._held, self.length)
-        held = (x[:, :, slots] for x in (self._key, self._value))
+        held = (x[:, :, slots] for x in (self._buffers.key, self._buffers.value))
         return _after(self, held, query, key, value, scale, sink)
 
 
