@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import copy
+import gc
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from collections.abc import Sequence as Several
@@ -298,6 +303,16 @@ def test_evaluated_blocks_are_equal_where_they_show_the_same() -> None:
         ("predicate", lambda: BlockSparse.from_blocks(8, lambda i, j: [[True, False]] * 3, 16)),
         ("predicate", lambda: BlockSparse.from_mask(8, lambda i, j: None, 16)),
         ("predicate", lambda: BlockSparse.from_mask(8, lambda q, k: q == k, Grid(4, 4))),
+        ("block_size", lambda: BlockSparse.local(2**70, 1, 1)),
+        ("block_size", lambda: BlockSparse.from_blocks(2**53 + 1, lambda i, j: True, 8)),
+        ("block_size", lambda: BlockSparse.from_mask(2**70, lambda i, j: True, 8)),
+        ("left", lambda: BlockSparse.local(8, 2**70, 1)),
+        ("right", lambda: BlockSparse.local(8, 1, 2**70)),
+        ("global_blocks", lambda: BlockSparse.local_global(8, 1, 1, 2**70)),
+        ("reach", lambda: BlockSparse.dilated_blocks(8, 2**70, 1)),
+        ("dilation", lambda: BlockSparse.dilated_blocks(8, 1, 2**70)),
+        ("N", lambda: BlockSparse.from_blocks(8, lambda i, j: True, 2**70)),
+        ("tokens", lambda: BlockSparse.from_mask(8, lambda i, j: True, 2**70, limit=2**80)),
         ("blocks", lambda: BlockSparse(8, np.ones((2, 2)))),
         ("along", lambda: BlockSparse.local(8, 1, 1, along=3)),
         (
@@ -334,6 +349,127 @@ def test_evaluated_blocks_serve_their_own_number_of_tokens_only(
     pattern = BlockSparse.from_blocks(8, lambda i, j: True, 16)
     with pytest.raises(InvalidArgument, match="got blocks evaluated for 16"):
         pattern.check(laid_over(tokens, documents))
+
+
+SIDES = Coordinates([[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]])
+
+
+def alike(query: Any, key: Any) -> Any:
+    """Tokens of one column."""
+    return query[-1] == key[-1]
+
+
+@pytest.mark.parametrize(
+    ("made_on", "tokens"),
+    [
+        (Grid(2, 3), Grid(3, 2)),
+        (Grid(2, 3), Grid(1, 2, 3)),
+        (Grid(2, 3), Coordinates(SIDES.coordinates[::-1])),
+        (SIDES, Grid(3, 2)),
+    ],
+)
+def test_a_mask_of_coordinates_is_refused_on_others_by_name(
+    made_on: Tokens, tokens: Tokens
+) -> None:
+    pattern = BlockSparse.from_mask(4, alike, made_on)
+    with pytest.raises(InvalidArgument, match="evaluated") as refusal:
+        pattern.check(laid_over(tokens))
+    assert refusal.value.argument == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("made_on", "tokens", "documents"),
+    [
+        (Grid(2, 3), Grid(2, 3), None),
+        (Grid(2, 3), SIDES, None),
+        (SIDES, Grid(2, 3), None),
+        (Grid(2, 3), Sequence(6), None),
+        (Grid(2, 3), Sequence(12), [6, 6]),
+        (Grid(2, 3), Grid(2, 2, 3), [6, 6]),
+    ],
+)
+def test_a_mask_of_coordinates_serves_the_same_ones_and_plain_sequences(
+    made_on: Tokens, tokens: Tokens, documents: list[int] | None
+) -> None:
+    pattern = BlockSparse.from_mask(4, alike, made_on)
+    column = np.arange(tokens.N) % 3
+    once = torch.from_numpy(column[:6, None] == column[:6]).long()
+    expected = torch.block_diag(*[once] * (tokens.N // 6))
+    for same in (pattern, pickle.loads(pickle.dumps(pattern))):
+        assert torch.equal(expanded(same, laid_over(tokens, documents))[0], expected)
+
+
+def test_a_mask_of_positions_serves_any_tokens() -> None:
+    pattern = BlockSparse.from_mask(4, lambda i, j: i >= j, 6)
+    for tokens in (Sequence(6), Grid(2, 3), SIDES):
+        assert torch.equal(expanded(pattern, laid_over(tokens))[0], torch.ones(6, 6).tril().long())
+
+
+@pytest.mark.parametrize(
+    ("far", "near"),
+    [
+        (BlockSparse.local(2**53, 0, 0), BlockSparse.local(19, 0, 0)),
+        (BlockSparse.local(4, 2**53, 2**53), BlockSparse.local(19, 0, 0)),
+        (BlockSparse.local_global(4, 0, 0, 2**53), BlockSparse.local(19, 0, 0)),
+        (BlockSparse.dilated_blocks(4, 2**53, 2**53), BlockSparse.local(4, 0, 0)),
+        (
+            BlockSparse.from_blocks(2**53, lambda i, j: i == j, 19),
+            BlockSparse.from_blocks(19, lambda i, j: i == j, 19),
+        ),
+        (
+            BlockSparse.from_mask(2**53, lambda i, j: (i + j) % 3 == 0, 19),
+            BlockSparse.from_mask(5, lambda i, j: (i + j) % 3 == 0, 19),
+        ),
+    ],
+)
+@pytest.mark.usefixtures("toy")
+def test_what_reaches_beyond_any_sequence_is_as_good_as_the_whole_of_it(
+    far: BlockSparse, near: BlockSparse
+) -> None:
+    assert torch.equal(*(expanded(pattern, laid_over(Sequence(19))) for pattern in (far, near)))
+    q, k, v = torch.randn(3, 1, 19, 2, 4).unbind()
+    torch.testing.assert_close(*(rs.attention(q, k, v, pattern=pattern) for pattern in (far, near)))
+
+
+BUILDERS: dict[str, Callable[[], BlockSparse]] = {
+    "from_blocks": lambda: BlockSparse.from_blocks(4, lambda i, j: (i + j) % 2 == 0, 16),
+    "from_mask": lambda: BlockSparse.from_mask(4, alike, Grid(4, 4)),
+}
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_a_deep_copy_outlives_the_original(build: Callable[[], BlockSparse]) -> None:
+    q, k, v = torch.randn(3, 1, 16, 2, 4).unbind()
+    original = build()
+    expected = rs.attention(q, k, v, pattern=original)
+    copied = copy.deepcopy(original)
+    del original
+    gc.collect()
+    assert torch.equal(rs.attention(q, k, v, pattern=copied), expected)
+
+
+READER = """
+import pickle, sys, ringspan as rs
+pattern, q, k, v, expected = pickle.load(sys.stdin.buffer)
+out = rs.attention(q, k, v, pattern=pattern, backend="toy")
+assert out.equal(expected), (out - expected).abs().max()
+"""
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_a_pickle_is_read_by_another_process(build: Callable[[], BlockSparse]) -> None:
+    q, k, v = torch.randn(3, 1, 16, 2, 4).unbind()
+    pattern = build()
+    expected = rs.attention(q, k, v, pattern=pattern, backend="toy")
+    sent = pickle.dumps((pattern, q, k, v, expected))
+    # The toy backend is found on this process's path.
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    reader = subprocess.run(
+        [sys.executable, "-c", READER], input=sent, capture_output=True, env=paths
+    )
+    assert reader.returncode == 0, reader.stderr.decode()
 
 
 def test_a_fault_of_the_predicate_itself_is_not_hidden() -> None:

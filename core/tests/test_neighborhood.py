@@ -269,6 +269,10 @@ def test_a_pattern_survives_text_and_pickling(pattern: Neighborhood) -> None:
     [
         ("window", {"window": 0}),
         ("window", {"window": 2**31}),
+        ("window", {"window": 2**70}),
+        ("dilation", {"window": 3, "dilation": 2**70}),
+        ("stride", {"window": 3, "stride": (2**70, 1)}),
+        ("causal_axes", {"window": 3, "causal_axes": (2**70,)}),
         ("window", {"window": (3, 3, 3, 3)}),
         ("window", {"window": ()}),
         ("window", {"window": 3.0}),

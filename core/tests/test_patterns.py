@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import ringspan as rs
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -307,6 +308,41 @@ def test_a_pattern_comes_back_from_its_text_and_from_a_pickle(pattern: Pattern) 
     assert hash(pattern) == hash(Pattern.from_literal(ast.literal_eval(pattern.text)))
 
 
+FAR = 2**53
+
+
+@pytest.mark.parametrize(
+    ("far", "near"),
+    [
+        (Dense((FAR, FAR)), Dense()),
+        (Dense((0, FAR)), Dense((0, None))),
+        (Dense((FAR, 3)), Dense((None, 3))),
+        (Dilated((FAR,), (1,)), Dense()),
+        (Dilated((FAR, FAR), (FAR, 2)), Dilated((19, 19), (19, 2))),
+        (Dilated((FAR,), (FAR,), (FAR - 1, 0)), Dilated((19,), (19,), (19, 0))),
+        (Dilated.torchscale((FAR,), (FAR,)), Dilated.torchscale((19,), (19,))),
+        (HeadGroups((FAR,), (FAR,)), HeadGroups((19,), (19,))),
+        (Consecutive((FAR,), (FAR,)), Consecutive((19,), (19,))),
+        (Consecutive((3, FAR - 3), (1, FAR - 3)), Consecutive((3, 16), (1, 16))),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("lengths", [[19], [5, 0, 14]], ids=repr)
+@pytest.mark.usefixtures("toy")
+def test_what_reaches_beyond_any_sequence_is_as_good_as_the_whole_of_it(
+    far: Pattern, near: Pattern, lengths: list[int]
+) -> None:
+    domain = laid_over(lengths, heads=2, kv_heads=2)
+    assert torch.equal(*(expanded(pattern, domain) for pattern in (far, near)))
+    q, k, v = torch.randn(3, 1, 19, 2, 4).unbind()
+    documents = Documents.from_lengths(lengths)
+    one, other = (
+        rs.attention(q, k, v, pattern=pattern, documents=documents, causal=True)
+        for pattern in (far, near)
+    )
+    torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize(
     ("build", "named"),
     [
@@ -342,6 +378,21 @@ def test_a_pattern_comes_back_from_its_text_and_from_a_pickle(pattern: Pattern) 
         (lambda: Dilated.geometric(9, flops="1", heads=2, head_dim=4), "flops"),
         (lambda: Dilated.geometric(9000, flops=1, heads=2, head_dim=4), "flops"),
         (lambda: Dilated((8,), (2,)).adapted(0), "N"),
+        (lambda: Dense(window=(2**70, 0)), "window[0]"),
+        (lambda: Dense(window=(0, 2**63 - 1)), "window[1]"),
+        (lambda: Dense(window=(0, 2**53 + 1)), "window[1]"),
+        (lambda: Dilated((8, 2**70), (1, 1)), "segment_lengths[1]"),
+        (lambda: Dilated((8, 2**70), (1, 2**70)), "segment_lengths[1]"),
+        (lambda: Dilated((8,), (2,), head_offsets=(0, 2**70)), "head_offsets[1]"),
+        (lambda: Dilated((8,), (2,)).adapted(2**70), "N"),
+        (lambda: Dilated.torchscale((8,), (2**70,)), "dilation_rates[0]"),
+        (lambda: Dilated.geometric(2**70), "max_length"),
+        (lambda: Dilated.geometric(9, base=2**70), "base"),
+        (lambda: Dilated.geometric(9, growth=2**70), "growth"),
+        (lambda: HeadGroups((2**70,), (1,)), "segment_lengths[0]"),
+        (lambda: Consecutive((2**70,), (1,)), "segment_lengths[0]"),
+        (lambda: Consecutive((2**62, 2**62), (1, 1)), "segment_lengths[0]"),
+        (lambda: Consecutive((2**53, 1), (1, 1)), "segment_lengths"),
     ],
 )
 def test_what_a_pattern_cannot_be_built_from_is_refused_by_name(

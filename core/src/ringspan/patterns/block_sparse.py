@@ -19,8 +19,8 @@ from ringspan.patterns.block_sparse_kinds import (
     LocalBlocks,
     LocalGlobalBlocks,
     SymbolicBlocks,
-    integer,
 )
+from ringspan.patterns.integers import checked_integer
 
 __all__ = ["BlockSparse"]
 
@@ -36,7 +36,7 @@ class BlockSparse(Pattern):
 
     - `local`, `local_global`, `dilated_blocks`: rules for any number of tokens.
     - `from_blocks`, `from_mask`: predicates, evaluated once for `N` tokens. They serve sequences,
-      or documents, of exactly `N` tokens.
+      or documents, of exactly `N` tokens; a mask of coordinates, no others.
 
     Args:
         block_size: tokens of a block, at least 1.
@@ -59,7 +59,7 @@ class BlockSparse(Pattern):
     along: Along | str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "block_size", integer("block_size", self.block_size, 1))
+        object.__setattr__(self, "block_size", checked_integer("block_size", self.block_size))
         if not isinstance(self.blocks, (SymbolicBlocks, EvaluatedBlocks)):
             raise InvalidArgument(
                 "blocks",
@@ -168,7 +168,8 @@ class BlockSparse(Pattern):
                 tokens with coordinates, gets those, `[axes, I, 1]` and `[axes, 1, J]`: so
                 `row, column = query`. Gives booleans that broadcast to `[I, J]`. One that refuses
                 arrays is called for each pair.
-            tokens: how many tokens, or a `Grid` or `Coordinates`.
+            tokens: how many tokens, or a `Grid` or `Coordinates`; a call with other coordinates
+                is refused.
             limit: the largest number of tokens to do this for.
 
         Raises:
@@ -185,8 +186,8 @@ class BlockSparse(Pattern):
         if isinstance(tokens, Tokens):
             points, N = tokens.coordinates, tokens.N
         else:
-            points, N = None, integer("tokens", tokens, 0)
-        if integer("limit", limit, 0) < N:
+            points, N = None, checked_integer("tokens", tokens, least=0)
+        if checked_integer("limit", limit, least=0) < N:
             raise InvalidArgument(
                 "tokens",
                 expected=f"at most {limit:,} tokens: every pair is evaluated",
@@ -197,7 +198,12 @@ class BlockSparse(Pattern):
         return cls(block_size, EvaluatedBlocks.from_mask(block_size, predicate, N, points))
 
     def check(self, domain: Domain) -> None:
-        """Raises `InvalidArgument` where blocks were evaluated for another number of tokens."""
+        """Raises `InvalidArgument` where blocks were evaluated for other tokens, or for another
+        number of them.
+
+        A mask of coordinates may be laid over a plain sequence, and over documents of as many
+        tokens: they are taken in the order in which the mask counts them.
+        """
         if not isinstance(self.blocks, EvaluatedBlocks):
             return
         lengths = np.unique(domain.lengths[domain.lengths > 0]).tolist()
@@ -209,6 +215,13 @@ class BlockSparse(Pattern):
                 got=f"blocks evaluated for {self.blocks.N}",
                 remedy="Build the pattern for this length, or take a rule that serves any "
                 "(local, local_global, dilated_blocks)",
+            )
+        if domain.documents is None and not self.blocks.fits(domain.tokens):
+            raise InvalidArgument(
+                "tokens",
+                expected="those for which the pattern's mask was evaluated, or none",
+                got=f"{domain.tokens!r}, with other coordinates",
+                remedy="Build the pattern for these: BlockSparse.from_mask(.., tokens=..)",
             )
 
     def parts(self, domain: Domain) -> Iterable[Part]:

@@ -11,7 +11,8 @@ import numpy as np
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.held import Held
 from ringspan.contracts.pattern import Blocks, Runs
-from ringspan.patterns.block_sparse_kinds import integer
+from ringspan.contracts.tokens import Tokens
+from ringspan.patterns.integers import checked_integer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,21 +32,30 @@ class EvaluatedBlocks(Held):
 
     For `N` tokens in blocks of `block_size`: block `i` sees the blocks
     `indices[indptr[i] : indptr[i + 1]]`, ascending. The pairs that `partial` marks have, in
-    order, a row of `bitmaps`: a bit for each query and key, packed, query by query.
+    order, a row of `bitmaps`: a bit for each query and key, packed, query by query. `points`
+    are the coordinates that a predicate was evaluated on, `[N, axes]`; `[0, 0]` without any.
     """
 
     __slots__ = ()
     kind: ClassVar[str] = "blocks"
 
     def __init__(
-        self, N: int, block_size: int, indptr: Ints, indices: Ints, partial: Bools, bitmaps: Bytes
+        self,
+        N: int,
+        block_size: int,
+        indptr: Ints,
+        indices: Ints,
+        partial: Bools,
+        bitmaps: Bytes,
+        points: Ints,
     ) -> None:
-        self._hold(np.array([N, block_size]), indptr, indices, partial, bitmaps)
+        self._hold(np.array([N, block_size]), indptr, indices, partial, bitmaps, points)
 
     @classmethod
     def from_blocks(cls, block_size: int, predicate: Predicate, N: int) -> EvaluatedBlocks:
         """From a predicate of block numbers."""
-        N, block_size = integer("N", N, 0), integer("block_size", block_size, 1)
+        N = checked_integer("N", N, least=0)
+        block_size = checked_integer("block_size", block_size)
         blocks = np.arange(-(-N // block_size))
         chunks = _slices(len(blocks), len(blocks))
         rows = (
@@ -58,7 +68,8 @@ class EvaluatedBlocks(Held):
         cls, block_size: int, predicate: Predicate, N: int, points: Ints | None
     ) -> EvaluatedBlocks:
         """From a predicate of positions, or of points, `[N, axes]`."""
-        N, block_size = integer("N", N, 0), integer("block_size", block_size, 1)
+        N = checked_integer("N", N, least=0)
+        block_size = checked_integer("block_size", block_size)
         tokens = np.arange(N) if points is None else np.ascontiguousarray(points.T)
 
         def seen(queries: Ints) -> Bools:
@@ -68,13 +79,15 @@ class EvaluatedBlocks(Held):
             ]
             return np.concatenate(found)
 
-        chunks = _slices(N, N, block_size)
-        rows = (_Rows.of(seen(tokens[..., some]), block_size) for some in chunks)
-        return cls._joined(N, block_size, rows)
+        side = _side(N, block_size)
+        rows = (_Rows.of(seen(tokens[..., some]), side) for some in _slices(N, N, side))
+        return cls._joined(N, block_size, rows, points)
 
     @classmethod
-    def _joined(cls, N: int, block_size: int, rows: Iterable[_Rows]) -> EvaluatedBlocks:
-        none = np.zeros((0, -(-(block_size**2) // 8)), np.uint8)
+    def _joined(
+        cls, N: int, block_size: int, rows: Iterable[_Rows], points: Ints | None = None
+    ) -> EvaluatedBlocks:
+        none = np.zeros((0, -(-(_side(N, block_size) ** 2) // 8)), np.uint8)
         found = [_Rows.whole(np.zeros((0, 0), np.bool_)), *rows]
         bitmaps = [none if part.bitmaps is None else part.bitmaps for part in found]
         return cls(
@@ -84,7 +97,13 @@ class EvaluatedBlocks(Held):
             np.concatenate([part.indices for part in found]),
             np.concatenate([part.partial for part in found]),
             np.concatenate(bitmaps),
+            np.zeros((0, 0), np.int64) if points is None else points,
         )
+
+    def fits(self, tokens: Tokens) -> bool:
+        """Whether these have no coordinates, or those of the predicate where it took any."""
+        points = tokens.coordinates
+        return points is None or not self.points.size or np.array_equal(points, self.points)
 
     @property
     def N(self) -> int:  # noqa: N802 - the field's name for the number of tokens
@@ -115,6 +134,11 @@ class EvaluatedBlocks(Held):
     def bitmaps(self) -> Bytes:
         """What is seen of those."""
         return self.arrays[4]
+
+    @property
+    def points(self) -> Ints:
+        """The coordinates that the predicate was evaluated on."""
+        return self.arrays[5]
 
     def parts(self, heads: tuple[int, ...]) -> Iterator[Blocks]:
         """The whole pairs, and those in part: so that the former need no bitmap."""
@@ -185,7 +209,7 @@ class _Bits:
         columns = len(blocks.indptr) - 1
         row = np.repeat(np.arange(columns), np.diff(blocks.indptr))
         pairs = (row * columns + blocks.indices)[blocks.partial]
-        return cls(blocks.block_size, columns, pairs, blocks.bitmaps)
+        return cls(_side(blocks.N, blocks.block_size), columns, pairs, blocks.bitmaps)
 
     def __call__(self, query: Ints, key: Ints) -> Bools:
         row, inner_row = np.divmod(query, self.block_size)
@@ -197,6 +221,11 @@ class _Bits:
         seen: Bools = (byte << (bit & 7).astype(np.uint8)) & 128 != 0
         seen &= self.pairs[entry] == pair
         return seen
+
+
+def _side(N: int, block_size: int) -> int:
+    """Tokens on a side of a bitmap: a block may be larger than the sequence."""
+    return min(block_size, max(N, 1))
 
 
 def _slices(count: int, others: int, multiple: int = 1) -> Iterator[slice]:

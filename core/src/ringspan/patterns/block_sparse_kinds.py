@@ -8,27 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ringspan.contracts.errors import InvalidArgument
+from ringspan.patterns.integers import checked_integer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["DilatedBlocks", "LocalBlocks", "LocalGlobalBlocks", "SymbolicBlocks", "integer"]
-
-
-def integer(name: str, value: object, least: int) -> int:
-    """`value`, if it is an integer and at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidArgument(name, expected=f"an integer >= {least}", got=repr(value))
-    # int(): an IntEnum is an integer, but its text is not.
-    return int(value)
+__all__ = ["DilatedBlocks", "LocalBlocks", "LocalGlobalBlocks", "SymbolicBlocks"]
 
 
 def _check(kind: object, **least: int) -> None:
     for name, value in least.items():
-        object.__setattr__(kind, name, integer(name, getattr(kind, name), value))
+        object.__setattr__(kind, name, checked_integer(name, getattr(kind, name), least=value))
 
 
 class SymbolicBlocks(ABC):

@@ -8,13 +8,14 @@ import numpy as np
 
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Runs
+from ringspan.patterns.integers import checked_integer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Positions = npt.NDArray[np.int64]
 
-__all__ = ["checked_branches", "checked_integer", "kept_counts", "thinned"]
+__all__ = ["checked_branches", "kept_counts", "thinned"]
 
 
 def checked_branches(
@@ -51,14 +52,6 @@ def _integers(name: str, values: object) -> tuple[int, ...]:
     return tuple(checked_integer(f"{name}[{at}]", value) for at, value in enumerate(values))
 
 
-def checked_integer(name: str, value: object, *, least: int = 1) -> int:
-    """`value` as a plain integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidArgument(name, expected=f"an integer >= {least}", got=repr(value))
-    # int(): an IntEnum is an integer, but its text is not.
-    return int(value)
-
-
 def kept_counts(lengths: Positions, rate: int, offset: int | Positions) -> Positions:
     """How many tokens of segments of these lengths one offset keeps."""
     counts: Positions = np.maximum((lengths - offset + rate - 1) // rate, 0)
@@ -69,4 +62,6 @@ def thinned(starts: Positions, lengths: Positions, rate: int, offset: int) -> Ru
     """What one offset keeps of each segment; segments that it misses are left out."""
     counts = kept_counts(lengths, rate, offset)
     hit = counts > 0
-    return Runs(starts[hit] + offset, counts[hit], rate)
+    # A rate that keeps one token of each segment at most says nothing; as a step it could overflow.
+    step = min(rate, int(lengths.max(initial=1)))
+    return Runs(starts[hit] + offset, counts[hit], step)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Cliques, Domain, Part, Pattern, Runs
 from ringspan.patterns.along import Along, taken
 from ringspan.patterns.branches import checked_branches, kept_counts
+from ringspan.patterns.integers import LARGEST
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,7 +37,8 @@ class Consecutive(Pattern):
             Causality still compares positions.
 
     Raises:
-        InvalidArgument: lengths and rates that do not fit; names the one.
+        InvalidArgument: lengths and rates that do not fit, or lengths of more than 2**53 tokens
+            in total; names the one.
 
     Example:
         >>> import torch, ringspan as rs
@@ -52,6 +55,10 @@ class Consecutive(Pattern):
 
     def __post_init__(self) -> None:
         lengths, rates = checked_branches(self.segment_lengths, self.dilation_rates)
+        if sum(lengths) > LARGEST:
+            raise InvalidArgument(
+                "segment_lengths", expected="at most 2**53 in total", got=repr(lengths)
+            )
         object.__setattr__(self, "segment_lengths", lengths)
         object.__setattr__(self, "dilation_rates", rates)
         object.__setattr__(self, "along", Along.of(self.along))
@@ -86,6 +93,8 @@ class Consecutive(Pattern):
 
 def _classes(starts: Positions, lengths: Positions, rate: int) -> Runs:
     """Every residue class of every segment."""
+    # A larger rate parts a segment's tokens no further.
+    rate = min(rate, int(lengths.max(initial=1)))
     offset = np.arange(rate)
     counts = kept_counts(lengths[:, None], rate, offset).ravel()
     first = (starts[:, None] + offset).ravel()

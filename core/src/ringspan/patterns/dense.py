@@ -11,7 +11,7 @@ import numpy as np
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Cliques, Domain, Listed, Part, Pattern, Runs, Windows
 from ringspan.patterns.along import Along
-from ringspan.patterns.branches import checked_integer
+from ringspan.patterns.integers import checked_integer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -62,7 +62,8 @@ class Dense(Pattern):
         """One set per document: all its tokens, in order of position or place."""
         heads, lengths = tuple(range(domain.heads)), domain.lengths
         longest = int(lengths.max(initial=0))
-        left, right = (longest if side is None else side for side in self.window or (None, None))
+        window = self.window or (None, None)
+        left, right = (longest if side is None else min(side, longest) for side in window)
         everyone = Runs(domain.starts[lengths > 0], lengths[lengths > 0])
         if min(left, right) >= longest - 1:
             yield Cliques(heads, everyone)

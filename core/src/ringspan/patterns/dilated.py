@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ringspan.contracts.pattern import Cliques, Domain, Part, Pattern
 from ringspan.patterns.along import Along, taken
-from ringspan.patterns.branches import checked_branches, checked_integer, thinned
+from ringspan.patterns.branches import checked_branches, thinned
 from ringspan.patterns.geometric import geometric_branches, within_budget
 from ringspan.patterns.head_offsets import (
     HeadOffsets,
@@ -17,6 +17,7 @@ from ringspan.patterns.head_offsets import (
     checked_head_offsets,
     heads_by_offset,
 )
+from ringspan.patterns.integers import checked_integer
 
 if TYPE_CHECKING:
     import numpy as np

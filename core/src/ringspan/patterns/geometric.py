@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ringspan.contracts.errors import InvalidArgument
-from ringspan.patterns.branches import checked_integer
+from ringspan.patterns.integers import checked_integer
 
 __all__ = ["flops_of", "geometric_branches", "within_budget"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ringspan.contracts.errors import InvalidArgument
-from ringspan.patterns.branches import checked_integer
+from ringspan.patterns.integers import checked_integer
 from ringspan.patterns.warn import warn
 
 if TYPE_CHECKING:
