@@ -9,7 +9,7 @@ import pickle
 import pytest
 import ringspan as rs
 import torch
-from ringspan.engine import operator
+from ringspan.engine import operator, workspace
 from ringspan.engine.call import Call
 from ringspan.errors import NotYetSupported, UnknownProvider
 from torch._dynamo.utils import counters
@@ -253,3 +253,44 @@ def test_sums_of_16_bit_calls_reuse_memory_and_stay_apart() -> None:
     assert torch.equal(first, kept)
     assert not torch.equal(first, second)
     assert torch.equal(rs.attention(q, q, q, pattern=pattern, backend="toy"), kept)
+
+
+def test_a_compiled_checkpoint_recomputes_the_same_dropout() -> None:
+    def block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return rs.attention(q, k, v, pattern=PATTERN, dropout_p=0.5)
+
+    def call(*qkv: torch.Tensor) -> torch.Tensor:
+        return checkpoint(block, *qkv, use_reentrant=False)
+
+    q, k, v = _inputs()
+    torch._dynamo.reset()
+    out = torch.compile(call, backend="aot_eager", fullgraph=True)(q, k, v)
+    grad_out = torch.randn_like(out)
+    (grad_value,) = torch.autograd.grad(out, v, grad_out)
+    # The output is linear in the values: whatever was dropped, both must agree.
+    torch.testing.assert_close((out * grad_out).sum(), (v * grad_value).sum())
+
+
+def test_two_compiled_calls_draw_masks_of_their_own() -> None:
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def twice(*qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return rs.attention(*qkv, dropout_p=0.5), rs.attention(*qkv, dropout_p=0.5)
+
+    first, second = twice(*_inputs())
+    assert not torch.equal(first, second)
+
+
+def test_packed_documents_drop_what_each_drops_alone() -> None:
+    q, k, v = _inputs()
+    packed = rs.attention(q, k, v, documents=[0, 5, 13], dropout_p=0.5, seed=3)
+    alone = [
+        rs.attention(q[:, some], k[:, some], v[:, some], dropout_p=0.5, seed=3)
+        for some in (slice(0, 5), slice(5, 13))
+    ]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1))
+
+
+def test_wide_sums_kept_from_inference_serve_training() -> None:
+    with torch.inference_mode():
+        block = workspace.borrow((2**23,), torch.float32, torch.device("cpu"))
+    assert not block.is_inference()

@@ -87,8 +87,8 @@ def attention(
         dropout_p: probability of dropping an attention probability, `0 <= dropout_p < 1`; the
             others are scaled by `1 / (1 - dropout_p)`, the normaliser is not dropped.
         seed: of dropout. The mask depends on it, the sequence, the head and the two positions
-            alone: it is the same for every kernel and world size. None: drawn from torch's
-            generator (rank 0's in a group, at the price of one small all-gather).
+            (within their document) alone: it is the same for every kernel and world size. None:
+            drawn from torch's generator (rank 0's in a group, by one small all-gather).
         query_positions: where the queries stand among the keys' positions `0 .. N - 1`: a chunk
             of the sequence with all keys so far (chunked prefill). Each position once, or for
             `Dense` any integers >= 0. None with `Nq != N`: cross-attention, `Dense` only.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,8 @@ class Kernels:
             at_key.tile_batch(keys.rows.value),
         )
         options = self._options(tiles, query, keys)
-        result = backend.forward(q, k, v, **options)
+        with _no_autocast(q):
+            result = backend.forward(q, k, v, **options)
         batch, length, heads, _ = q.shape
         wide = accumulation_dtype(q.dtype)
         _check(backend, "out", result.out, (batch, length, heads, v.shape[-1]), q.dtype)
@@ -128,15 +130,10 @@ class Kernels:
             at_key.tile_batch(keys.rows.value),
             at_query.tile_batch(saved.out),
         )
-        grads = backend.backward(
-            grad_out,
-            q,
-            k,
-            v,
-            out,
-            lse.squeeze(-1).transpose(1, 2).contiguous(),
-            **self._options(tiles, saved.query, keys),
-        )
+        options = self._options(tiles, saved.query, keys)
+        lse = lse.squeeze(-1).transpose(1, 2).contiguous()
+        with _no_autocast(q):
+            grads = backend.backward(grad_out, q, k, v, out, lse, **options)
         for name, grad, x in zip(Grads._fields, grads, (q, k, v), strict=True):
             _check(backend, f"gradient of {name}", grad, tuple(x.shape), x.dtype)
         return grads
@@ -158,9 +155,24 @@ class Kernels:
             seed=seed.seed,
             batch=torch.arange(batch, device=device).repeat_interleave(tiles.count),
             heads=(first + torch.arange(tiles.group, device=device)).flatten(),
-            query_positions=of_queries.repeat(batch, 1, 1),
-            key_positions=of_keys.repeat(batch, 1, 1),
+            query_positions=self._restarted(of_queries).repeat(batch, 1, 1),
+            key_positions=self._restarted(of_keys).repeat(batch, 1, 1),
         )
+
+    def _restarted(self, positions: Tensor) -> Tensor:
+        """Positions within their document, so that packed documents draw as each alone does."""
+        if self.plan.documents is None:
+            return positions
+        starts = torch.from_numpy(self.plan.documents.starts.copy()).to(positions.device)
+        document = torch.searchsorted(starts, positions.contiguous(), right=True) - 1
+        return positions - starts[document]
+
+
+def _no_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Inside, products are computed in the dtypes that the kernel chose."""
+    if not torch.amp.is_autocast_available(like.device.type):
+        return nullcontext()
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def _per_head(positions: Indexed, like: Tensor) -> Tensor:

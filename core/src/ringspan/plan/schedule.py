@@ -132,6 +132,7 @@ def _finished(
         null_keys=None if null_keys is None else Indexed(null_keys[:, query_positions]),
         steps=steps,
         masks=masks or occurring or frozenset({MaskCase.FULL}),
+        documents=domain.documents,
         **asdict(firsts),
     )
 

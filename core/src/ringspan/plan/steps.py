@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ringspan.contracts.documents import Documents
 from ringspan.contracts.masks import MaskCase
 from ringspan.contracts.work import Indexed, Tiles, Work
 from ringspan.plan.whole import Whole
@@ -72,6 +73,8 @@ class Plan:
     """Every query row is first written by work marked `forward_first`."""
     backward_covered: bool
     key_covered: bool
+    documents: Documents | None = None
+    """In which positions restart."""
     whole: Whole | None = None
     """The same work as one tile for each part, where all of it is block-sparse."""
 

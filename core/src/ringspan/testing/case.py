@@ -217,9 +217,16 @@ class Case(Shapes):
             self.seed,
             torch.arange(self.batch)[:, None],
             torch.arange(self.heads)[None],
-            torch.as_tensor(queries),
-            torch.arange(self.N),
+            self._within_documents(torch.as_tensor(queries)),
+            self._within_documents(torch.arange(self.N)),
         )
+
+    def _within_documents(self, positions: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Positions restart at each document."""
+        if self.documents is None:
+            return positions
+        own = torch.cat([torch.arange(length) for length in self.documents])
+        return own[positions]
 
     def _generator(self, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(1000 * self.seed + purpose)

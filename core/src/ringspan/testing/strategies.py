@@ -114,7 +114,10 @@ def _with_modes(draw: st.DrawFn, case: Case, orderings: Sequence[str]) -> Case:
     if case.pattern.kind != "Dilated.torchscale" and _one_in(draw, 3):
         given["padding"] = draw(st.sampled_from(("right", "left", "scattered", "all")))
     if _one_in(draw, 3):
-        given["sink"] = draw(st.sampled_from((1.0, 10.0, 1e4)))
+        # A sink far above the scores makes outputs that float16 holds as subnormal numbers, of which
+        # a unit roundoff says nothing.
+        large = () if case.dtype == torch.float16 else (10.0, 1e4)
+        given["sink"] = draw(st.sampled_from((1.0, *large)))
     if _one_in(draw, 6):
         given["dropout_p"] = draw(st.sampled_from((0.1, 0.5, 0.99)))
     if _one_in(draw, 4):
