@@ -114,8 +114,8 @@ def _with_modes(draw: st.DrawFn, case: Case, orderings: Sequence[str]) -> Case:
     if case.pattern.kind != "Dilated.torchscale" and _one_in(draw, 3):
         given["padding"] = draw(st.sampled_from(("right", "left", "scattered", "all")))
     if _one_in(draw, 3):
-        # A sink far above the scores makes outputs that float16 holds as subnormal numbers, of which
-        # a unit roundoff says nothing.
+        # A sink far above the scores makes outputs that are subnormal in float16, of which a unit
+        # roundoff says nothing.
         large = () if case.dtype == torch.float16 else (10.0, 1e4)
         given["sink"] = draw(st.sampled_from((1.0, *large)))
     if _one_in(draw, 6):
