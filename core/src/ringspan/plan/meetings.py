@@ -41,6 +41,7 @@ class Meetings:
         self._queries, self._keys = queries, keys
         self._group = domain.heads // domain.kv_heads
         self._cuts: dict[int, Cut] = {}
+        self._grouped: dict[int, list[tuple[int, int, int]]] = {}
         self._masks = itertools.count()
 
     def work(self, index: int, rank: int) -> Meeting:
@@ -85,6 +86,11 @@ class Meetings:
                 units += self._units([(index, batch) for batch in batches], None)
         yield from join_heads(units)
 
+    def _heads(self, index: int) -> list[tuple[int, int, int]]:
+        if index not in self._grouped:
+            self._grouped[index] = list(grouped_heads(self._parts[index][1].heads, self._group))
+        return self._grouped[index]
+
     @staticmethod
     def _rows(holdings: Holdings, positions: Ints | Lines) -> Ints | Lines:
         return positions if holdings.in_order else holdings.rows(listed(positions))
@@ -115,7 +121,7 @@ class Meetings:
             query, key = self._rows(self._queries, batch.query), self._rows(self._keys, batch.key)
             masked = batch.high is not None or batch.seen is not None
             shared = next(self._masks) if masked else -1
-            for head, group, apart in grouped_heads(part.heads, self._group):
+            for head, group, apart in self._heads(index):
                 kv_head = head // self._group
                 yield Unit(
                     query_head=head,

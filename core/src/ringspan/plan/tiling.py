@@ -140,6 +140,9 @@ def _chains(units: list[Unit]) -> Iterator[list[Unit]]:
 
     The longest run from the first unit comes first.
     """
+    if _one_run(units):
+        yield units
+        return
     points: dict[tuple[int, ...], list[Unit]] = defaultdict(list)
     for unit in units:
         points[_point(unit)].append(unit)
@@ -157,6 +160,19 @@ def _chains(units: list[Unit]) -> Iterator[list[Unit]]:
         for point in best:
             if not points[point]:
                 del points[point]
+
+
+def _one_run(units: list[Unit]) -> bool:
+    """Whether the units as they come are one run: a batch whose heads share their rows."""
+    points = [_point(unit) for unit in units[:2]]
+    if len(points) < 2:
+        return True
+    step = tuple(b - a for a, b in zip(*points, strict=True))
+    ahead = step[0] > 0 and min(step) >= 0
+    return ahead and all(
+        _point(unit) == tuple(a + index * b for a, b in zip(points[0], step, strict=True))
+        for index, unit in enumerate(units)
+    )
 
 
 def _point(unit: Unit) -> tuple[int, ...]:
