@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ringspan as rs
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ringspan.contracts import Coordinates, Tokens
 from ringspan.plan.orders import order
@@ -73,6 +73,8 @@ def test_packed_documents_are_each_document_alone(
     case: Case, data: st.DataObject, backend: str
 ) -> None:
     if case.documents is None:
+        # Points may span less than the grid that the window was drawn for.
+        assume(case.pattern.fields.get("edges") != "shift")
         case = replace(case, documents=(case.N,), gaps=bool(case.grid), positions=None, cross=None)
     if case.pattern.kind == "BlockSparse.from_mask" and case.grid:
         case = replace(case, pattern=Named("Dense"))

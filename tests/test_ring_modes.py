@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -193,3 +194,24 @@ def without_layout(rank: int, name: str) -> str:
 @pytest.mark.parametrize("name", ["documents", "key_padding"])
 def test_what_describes_the_global_sequence_wants_a_layout(run_ring: Any, name: str) -> None:
     assert run_ring(3, without_layout, name) == ["layout"] * 3
+
+
+def three_ways_then_one(rank: int) -> list[str]:
+    """All ranks differ; the first sees one of the others and fails. Then all agree."""
+    q = torch.ones(1, 8, 2, 4)
+    answers = []
+    for scale in (1.0 + rank, 0.625):
+        if answers:
+            dist.barrier()
+        if answers and rank == 2:
+            time.sleep(0.3)
+        try:
+            rs.attention(q, q, q, scale=scale, layout=rs.Layout(24, 3), group=dist.group.WORLD)
+            answers.append("ran")
+        except RanksDisagree as error:
+            answers.append(error.argument)
+    return answers
+
+
+def test_what_a_rank_published_in_a_failed_round_is_not_taken_for_its_next(run_ring: Any) -> None:
+    assert run_ring(3, three_ways_then_one) == [["scale", "ran"]] * 3

@@ -27,6 +27,8 @@ __all__ = ["agree"]
 
 Facts = dict[str, str]
 _LONGEST_NAP = 0.05
+_NOTICE = 1.0
+"""Seconds that a rank which met a disagreement waits for the other ranks' part in it."""
 
 
 def agree(group: dist.ProcessGroup, facts: Facts, device: torch.device) -> int:
@@ -89,14 +91,16 @@ class _Round:
         number = self._agreed.published
         self._store.set(self._place(self._rank), str(number))
         self._store.set(self._latest(self._rank), json.dumps([number, self._facts]))
-        try:
-            for peer in range(self._world_size):
-                if peer != self._rank:
-                    self._wait_for(peer)
-        except RanksDisagree:
-            # A later call with these facts must not take this rank for having come.
-            self._store.delete_key(self._place(self._rank))
-            raise
+        peers = [peer for peer in range(self._world_size) if peer != self._rank]
+        for position, peer in enumerate(peers):
+            try:
+                self._wait_for(peer)
+            except RanksDisagree:
+                # A later call with these facts must not take this rank for having come, nor what
+                # the others publish in this round for their next.
+                self._store.delete_key(self._place(self._rank))
+                self._take_notice_of(peers[position + 1 :])
+                raise
 
     def _place(self, rank: int) -> str:
         return f"ringspan/agreement/{self._digest}/{rank}"
@@ -116,6 +120,21 @@ class _Round:
                 )
             time.sleep(nap)
             nap = min(2 * nap, _LONGEST_NAP)
+
+    def _take_notice_of(self, peers: list[int]) -> None:
+        """Marks what the peers publish in this round as seen, waiting a moment for each."""
+        end = time.monotonic() + _NOTICE
+        for peer in peers:
+            while not self._published(peer) and time.monotonic() < end:
+                time.sleep(_LONGEST_NAP / 10)
+
+    def _published(self, peer: int) -> bool:
+        if not self._store.check([self._latest(peer)]):
+            return False
+        number, _ = json.loads(self._store.get(self._latest(peer)))
+        fresh: bool = number > self._agreed.seen.get(peer, 0)
+        self._agreed.seen[peer] = max(number, self._agreed.seen.get(peer, 0))
+        return fresh
 
     def _came(self, peer: int) -> bool:
         """Whether the peer published these facts; other new facts of its are a disagreement."""
