@@ -157,7 +157,6 @@ def test_what_a_combination_cannot_do_is_refused_by_name(
         ("segment_lengths[1]", ((4, 2.5), (1, 1))),
         ("segment_lengths[0]", ((True,), (1,))),
         ("dilation_rates[0]", ((4,), (0,))),
-        ("dilation_rates[0]", ((4,), (5,))),
         ("dilation_rates", ((4, 8), (1,))),
         ("head_offsets", ((4,), (1,), "random")),
         ("head_offsets[1]", ((4,), (1,), (0, -1))),

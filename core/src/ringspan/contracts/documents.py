@@ -71,8 +71,9 @@ class Documents(Held):
         if array.ndim != 1 or not array.size or array[0] != 0:
             raise InvalidArgument(
                 "cu_seqlens",
-                expected="integers [documents + 1], the first 0",
+                expected="cumulative lengths [documents + 1], the first 0",
                 got=f"shape {list(array.shape)}, {array.ravel()[:3].tolist()} ..",
+                remedy="Give lengths as Documents.from_lengths(lengths)",
             )
         lengths = np.diff(array)
         if lengths.size and lengths.min() < 0:

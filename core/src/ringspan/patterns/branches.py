@@ -19,12 +19,9 @@ __all__ = ["checked_branches", "kept_counts", "thinned"]
 
 
 def checked_branches(
-    segment_lengths: object, dilation_rates: object, *, longer_rates: bool = False
+    segment_lengths: object, dilation_rates: object
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths and rates as tuples of equally many integers, `1 <= rate <= length`.
-
-    With `longer_rates` a rate may exceed its segment length; some heads then have no token there.
-    """
+    """Lengths and rates as tuples of equally many integers, each at least 1."""
     lengths = _integers("segment_lengths", segment_lengths)
     rates = _integers("dilation_rates", dilation_rates)
     if len(lengths) != len(rates):
@@ -33,14 +30,6 @@ def checked_branches(
             expected=f"as many as segment_lengths ({len(lengths)})",
             got=f"{len(rates)}: {rates}",
         )
-    for branch, (length, rate) in enumerate(zip(lengths, rates, strict=True)):
-        if rate > length and not longer_rates:
-            raise InvalidArgument(
-                f"dilation_rates[{branch}]",
-                expected=f"at most the segment length {length}",
-                got=str(rate),
-                remedy="A larger rate would leave some heads no token in a segment",
-            )
     return lengths, rates
 
 

@@ -32,7 +32,8 @@ class Consecutive(Pattern):
 
     Args:
         segment_lengths: tokens per segment, in the order in which they follow each other.
-        dilation_rates: one per segment length, `1 <= rate <= segment length`.
+        dilation_rates: one per segment length, each at least 1. At a rate above the segment
+            length some offsets keep nothing.
         along: name of an ordering or `Along`: segments and classes are taken along that curve.
             Causality still compares positions.
 

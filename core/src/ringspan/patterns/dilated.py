@@ -41,7 +41,8 @@ class Dilated(Pattern):
 
     Args:
         segment_lengths: tokens per segment, one per branch, each at least 1.
-        dilation_rates: one per branch, `1 <= rate <= segment length`.
+        dilation_rates: one per branch, each at least 1. At a rate above the segment
+            length some offsets keep nothing.
         head_offsets: the offset `o` that a head keeps at rate `r`. `"modulo"`: key/value head `h`
             keeps `h mod r` (the paper's rule). `"query"`: query head `h` keeps `h mod r`; covers
             more where key/value heads are fewer than `r`, and is warned about where they are not.

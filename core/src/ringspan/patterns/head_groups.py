@@ -25,7 +25,8 @@ class HeadGroups(Pattern):
 
     Args:
         segment_lengths: tokens per segment, one per group.
-        dilation_rates: one per group, `1 <= rate <= segment length`.
+        dilation_rates: one per group, each at least 1. At a rate above the segment
+            length some offsets keep nothing.
         along: name of an ordering or `Along`: segments and dilations are taken along that curve.
             Causality still compares positions.
 

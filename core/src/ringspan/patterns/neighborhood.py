@@ -129,7 +129,7 @@ class Neighborhood(Pattern):
         if self._axes not in (None, axes):
             raise InvalidArgument(
                 "pattern",
-                expected=f"an integer or {axes} per axis for tokens={domain.tokens!r}",
+                expected=f"an integer, or a tuple of {axes}, one per axis of {domain.tokens!r}",
                 got=repr(self),
             )
         self._check_causal_axes(axes)

@@ -38,7 +38,7 @@ class TorchscaleDilated(Dilated):
     along: None = field(default=None, init=False)
 
     def _checked_branches(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return checked_branches(self.segment_lengths, self.dilation_rates, longer_rates=True)
+        return checked_branches(self.segment_lengths, self.dilation_rates)
 
     def adapted(self, N: int) -> Dilated:
         """Refused: weights that were trained with all branches need all of them."""

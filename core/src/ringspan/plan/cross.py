@@ -37,6 +37,7 @@ def check_cross(pattern: Pattern, queries: QueryPositions, domain: Domain) -> No
                 expected=f"{N} tokens, as k, or query_positions: this pattern places queries "
                 "among the keys",
                 got=f"{length} tokens with {pattern!r}",
+                remedy="Pass query_positions=, or Dense() for another sequence",
             )
         if domain.causal or pattern.window is not None:
             raise InvalidArgument(

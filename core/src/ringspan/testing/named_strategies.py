@@ -38,7 +38,9 @@ def branches(draw: st.DrawFn, N: int, most: int = 3) -> tuple[tuple[int, ...], t
 @st.composite
 def _branch(draw: st.DrawFn, N: int) -> tuple[int, int]:
     w = draw(st.one_of(st.integers(1, N + 8), st.sampled_from((N, 2 * N, max(1, N // 2)))))
-    r = draw(st.one_of(st.integers(1, min(w, 9)), st.just(1), st.just(w)))
+    r = draw(
+        st.one_of(st.integers(1, min(w, 9)), st.integers(1, 9), st.sampled_from((1, w, w + 1)))
+    )
     return w, r
 
 

@@ -12,16 +12,17 @@ from ringspan.contracts.errors import InvalidArgument
 
 __all__ = ["replace"]
 
-_PARTS = ("q_proj", "k_proj", "v_proj", "out_proj", "inner_attn_ln", "xpos")
-_ATTRIBUTES = ("args", "embed_dim", "num_heads", "dropout", *_PARTS)
+_PARTS = ("q_proj", "k_proj", "v_proj", "out_proj", "inner_attn_ln")
+_ATTRIBUTES = ("embed_dim", "num_heads", *_PARTS, "xpos")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def replace(model: nn.Module) -> list[str]:
     """Swaps every `DilatedAttention` of torchscale in a model for Ringspan's, in place.
 
-    They are known by the name of their class and by their attributes, also in copies of
-    torchscale that a model brings along; nothing is imported. Projections, layer norms and their
+    They are known by the name of their class, `DilatedAttention`, and by `args.segment_length` and
+    `args.dilated_ratio`, also in copies of torchscale that a model brings along; nothing is
+    imported. Projections, layer norms and their
     parameters are taken over as they are: weights, names, dtype, device and training mode stay,
     and optimizers and state dicts of the model remain good.
 
@@ -30,8 +31,8 @@ def replace(model: nn.Module) -> list[str]:
         there are none.
 
     Raises:
-        InvalidArgument: the model is itself such a module, or one of them has hooks, which would
-            be lost. Nothing is swapped then.
+        InvalidArgument: the model is itself such a module, or one of them lacks an attribute of
+            torchscale's, or has hooks, which would be lost. Nothing is swapped then.
 
     Example:
         >>> from torch import nn
@@ -55,12 +56,7 @@ def replace(model: nn.Module) -> list[str]:
 def _is_torchscales(module: nn.Module) -> bool:
     named = any(kind.__name__ == "DilatedAttention" for kind in type(module).__mro__)
     args = getattr(module, "args", None)
-    return (
-        named
-        and all(hasattr(module, name) for name in _ATTRIBUTES)
-        and hasattr(args, "segment_length")
-        and hasattr(args, "dilated_ratio")
-    )
+    return named and hasattr(args, "segment_length") and hasattr(args, "dilated_ratio")
 
 
 def _check(name: str, module: nn.Module) -> None:
@@ -70,6 +66,14 @@ def _check(name: str, module: nn.Module) -> None:
             expected="a model that has DilatedAttention modules inside",
             got="a DilatedAttention itself, which cannot be swapped in place",
             remedy="Put it into a torch.nn.ModuleList first",
+        )
+    missing = [attribute for attribute in _ATTRIBUTES if not hasattr(module, attribute)]
+    if missing:
+        raise InvalidArgument(
+            "model",
+            expected=f"the attributes of torchscale's DilatedAttention: {', '.join(_ATTRIBUTES)}",
+            got=f"{name} without {', '.join(missing)}",
+            remedy="Build ringspan.compat.torchscale.DilatedAttention and load its state dict",
         )
     if any(getattr(module, hooks) for hooks in _HOOKS):
         raise InvalidArgument(
@@ -89,15 +93,20 @@ def _taken_over(old: Any) -> DilatedAttention:
             old.num_heads,
             args.segment_length,
             args.dilated_ratio,
-            old.dropout,
+            _dropout(old),
             subln=old.inner_attn_ln is not None,
             xpos_rel_pos=old.xpos is not None,
             xpos_scale_base=512 if old.xpos is None else old.xpos.scale_base,
             seq_parallel=getattr(args, "seq_parallel", False),
         )
-    for part in _PARTS[:-1]:
+    for part in _PARTS:
         setattr(new, part, getattr(old, part))
     if new.xpos is not None:
         new.xpos.scale = old.xpos.scale
     new.training = old.training
     return new
+
+
+def _dropout(old: Any) -> float:
+    """Some copies keep the probability in a module alone."""
+    return float(old.dropout if hasattr(old, "dropout") else old.dropout_module.p)
