@@ -67,7 +67,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["explain", "--n", "64", "--dense", "--segments", "8"], "--segments: expected either"),
         (["explain", "--n", "64", "--segments", "8,x"], "--segments: expected integers"),
         (["explain", "--n", "64", "--segments", "8", "--rates", "1,2"], "dilation_rates: expected"),
-        (["explain", "--n", "64", "--segments", "8", "--rates", "9"], "dilation_rates[0]"),
+        (["explain", "--n", "64", "--segments", "8", "--rates", "0"], "dilation_rates[0]"),
         (["explain", "--n", "64", "--dense", "--along", "hilbert"], "--along: expected"),
         (["explain", "--n", "64", "--dense", "--heads", "4", "--kv-heads", "3"], "heads"),
         (["explain", "--n", "64", "--dense", "--dtype", "int8"], "dtype: expected"),

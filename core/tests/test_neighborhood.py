@@ -305,8 +305,8 @@ POINTS = Coordinates([[0, 0], [5, 9], [2, 3], [2, 4]])
 @pytest.mark.parametrize(
     ("pattern", "domain", "message"),
     [
-        (Neighborhood((3, 3)), laid_over(Sequence(9)), "1 per axis"),
-        (Neighborhood((3, 3)), laid_over(Grid(3, 3, 3)), "3 per axis"),
+        (Neighborhood((3, 3)), laid_over(Sequence(9)), "a tuple of 1, one per axis"),
+        (Neighborhood((3, 3)), laid_over(Grid(3, 3, 3)), "a tuple of 3, one per axis"),
         (Neighborhood(3, causal_axes=(2,)), laid_over(Grid(3, 3)), r"causal_axes: .*, 0 \.\. 1"),
         (
             Neighborhood(3, edges="shift"),
