@@ -17,12 +17,12 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.append(ROOT)
 
-from ringspan.testing.ranks import Ring  # noqa: E402
-
 from tests.installation import Installation, make  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from ringspan.testing.ranks import Ring
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +42,9 @@ def run_ring() -> Iterator[Callable[..., list[Any]]]:
     The ranks are real processes in a gloo group (`torch.distributed.group.WORLD`). They are
     started once per world size and reused, so calling it for every example is cheap.
     """
+    # Here, because what installs Ringspan for itself runs where there is none.
+    from ringspan.testing.ranks import Ring
+
     rings: dict[int, Ring] = {}
 
     def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
