@@ -111,7 +111,7 @@ class Runs:
 
     def listed(self) -> Listed:
         """The same sets, token by token."""
-        bounds = _bounds(self.length)
+        bounds = bounds_of(self.length)
         place = np.arange(bounds[-1]) - np.repeat(bounds[:-1], self.length)
         return Listed(np.repeat(self.start, self.length) + self.step * place, bounds)
 
@@ -131,7 +131,7 @@ class Listed:
     @classmethod
     def of(cls, rows: Positions, lengths: Positions) -> Listed:
         """From the sets one after the other, and how long each is."""
-        return cls(rows, _bounds(lengths))
+        return cls(rows, bounds_of(lengths))
 
     @property
     def size(self) -> int:
@@ -158,7 +158,8 @@ class Listed:
         return Listed.of(moved, np.tile(np.diff(self.bounds), len(starts)))
 
 
-def _bounds(lengths: Positions) -> Positions:
+def bounds_of(lengths: Positions) -> Positions:
+    """Where runs of these lengths begin, one after the other, and where the last one ends."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 

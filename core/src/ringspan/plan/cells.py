@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
     Bools = npt.NDArray[np.bool_]
 
-__all__ = ["Batch", "Cells"]
+__all__ = ["PAIRS_AT_ONCE", "Batch", "Cells", "distinct"]
 
-_PAIRS_AT_ONCE = 2**24
+PAIRS_AT_ONCE = 2**24
 """Pairs whose bitmap is evaluated at a time."""
 _COLUMNS = 16
 """Keys of a bitmap are rounded up to so many, so that few shapes occur."""
@@ -233,7 +233,7 @@ def _bitmap_batches(batch: Batch, seen: Callable[[Ints, Ints], Bools]) -> Iterat
     """The tiles of a batch under `seen`: full where all of it is, else with bitmaps."""
     queries, keys = listed(batch.query), listed(batch.key)
     pairs = queries.shape[1] * keys.shape[1]
-    step = max(1, _PAIRS_AT_ONCE // pairs)
+    step = max(1, PAIRS_AT_ONCE // pairs)
     low, high = batch.low, batch.high
     assert low is not None
     assert high is not None
@@ -286,9 +286,14 @@ def _narrowed(
 
 def _shared(bitmap: Bools) -> Bitmaps:
     """Equal bitmaps stored once: on a grid, all tiles away from the border have the same."""
-    packed = np.packbits(bitmap.reshape(len(bitmap), -1), axis=1)
+    which, first = distinct(np.packbits(bitmap.reshape(len(bitmap), -1), axis=1))
+    return Bitmaps(bitmap[first], which)
+
+
+def distinct(packed: npt.NDArray[np.uint8]) -> tuple[Ints, Ints]:
+    """Equal rows by one number each, from 0 in order of appearance, and where each first stands."""
     # A dictionary, because sorting rows of so many bytes takes most of the time of a plan.
     numbers: dict[bytes, int] = {}
-    which = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in packed])
-    _, first = np.unique(which, return_index=True)
-    return Bitmaps(bitmap[first], which)
+    rows = (numbers.setdefault(row.tobytes(), len(numbers)) for row in packed)
+    which = np.fromiter(rows, np.int64, count=len(packed))
+    return which, np.unique(which, return_index=True)[1]

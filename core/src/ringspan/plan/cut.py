@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.pattern import Blocks, Cliques, Listed, Part, Runs, Windows
+from ringspan.contracts.pattern import (
+    Blocks,
+    Cliques,
+    Listed,
+    Part,
+    Runs,
+    Windows,
+    bounds_of,
+)
 from ringspan.plan.cells import Batch, Cells
 from ringspan.plan.holdings import Holdings, counted
 
@@ -23,15 +32,15 @@ _FEWEST_ROWS, _MOST_ROWS = 64, 1024
 """Query rows of a window's tile: about half as many as a query sees, within these bounds."""
 
 
-class Cut:
+class Cut(ABC):
     """One part, cut into the pieces that the ranks hold."""
 
     def __init__(self, queries: Holdings, keys: Holdings) -> None:
         self._queries, self._keys = queries, keys
 
+    @abstractmethod
     def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
         """Batches of tiles between the queries of one rank and the keys of another."""
-        raise NotImplementedError
 
 
 class _CliquesCut(Cut):
@@ -97,14 +106,9 @@ class _BlocksCut(Cut):
 def _keys_of(sets: Listed, indptr: Ints, indices: Ints) -> Listed:
     """For each block, the tokens of all blocks that it sees."""
     lengths = np.diff(sets.bounds)[indices]
-    ends = counted_lengths(lengths)
+    ends = bounds_of(lengths)
     at = np.arange(ends[-1]) + np.repeat(sets.bounds[indices] - ends[:-1], lengths)
     return Listed(sets.rows[at], ends[indptr])
-
-
-def counted_lengths(lengths: Ints) -> Ints:
-    """Where runs of these lengths begin, one after the other, and where the last one ends."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
 def cut(part: Part, queries: Holdings, keys: Holdings) -> Cut:

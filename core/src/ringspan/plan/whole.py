@@ -10,8 +10,9 @@ import numpy as np
 
 from ringspan.contracts.blocks import ActiveBlocks
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.pattern import Blocks, Domain, Part
+from ringspan.contracts.pattern import Blocks, Domain, Part, bounds_of
 from ringspan.contracts.work import Affine, Indexed, Tiles
+from ringspan.plan.cells import PAIRS_AT_ONCE, distinct
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     Bools = npt.NDArray[np.bool_]
 
 __all__ = ["Whole", "whole_of"]
-
-_PAIRS_AT_ONCE = 2**24
 
 
 class Whole:
@@ -88,7 +87,7 @@ def _active(part: Blocks, *, causal: bool) -> ActiveBlocks:
     there = place < lengths[:, None]
     tokens = sets.rows[np.minimum(sets.bounds[:-1, None] + place, len(sets.rows) - 1)]
     packed, whole = [], []
-    step = max(1, _PAIRS_AT_ONCE // longest**2)
+    step = max(1, PAIRS_AT_ONCE // longest**2)
     for first in range(0, len(key), step):
         i, j = query[first : first + step], key[first : first + step]
         at, seen_by = tokens[i][:, :, None], tokens[j][:, None, :]
@@ -116,16 +115,14 @@ def _compressed(
     bits, all_seen = np.concatenate(packed), np.concatenate(whole)
     kept = all_seen | bits.any(axis=1)
     partial = np.flatnonzero(kept & ~all_seen)
-    numbers: dict[bytes, int] = {}
-    which = [numbers.setdefault(row.tobytes(), len(numbers)) for row in bits[partial]]
+    which, first = distinct(bits[partial])
     bitmap = np.full(len(key), -1, dtype=np.int64)
     bitmap[partial] = which
-    _, first = np.unique(bitmap[partial], return_index=True)
     table = np.unpackbits(bits[partial[first]], axis=1, count=longest**2).astype(np.bool_)
     counts = np.bincount(query[kept], minlength=len(bounds) - 1)
     return ActiveBlocks(
         bounds,
-        np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+        bounds_of(counts),
         key[kept],
         bitmap[kept],
         table.reshape(-1, longest, longest),
