@@ -1,5 +1,7 @@
 """The settings that core understands, in `ringspan.toml`, `[tool.ringspan]` and `RINGSPAN_*`."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["Settings"]
@@ -14,3 +16,14 @@ class Settings(BaseModel):
     communicator: str | list[str] = Field("auto", description="communicator")
     blocked: list[str] = Field([], description="plugins that are not even imported")
     autotune: bool = Field(False, description="measure eligible backends instead of ranking them")
+    debug: bool = Field(False, description="check every message of a ring by a checksum")
+    gradient_wire: Literal["wide", "input"] = Field(
+        "wide",
+        description="dtype in which gradients travel: float32 (float64 for float64), or the input's",
+    )
+    message_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="bytes of key/value rows in one message; a larger step travels in parts "
+        "(default: 1 MiB between CPUs, 32 MiB between other devices)",
+    )

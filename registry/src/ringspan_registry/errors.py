@@ -10,7 +10,10 @@
     │   └── BrokenContract            a provider returned what its contract forbids
     ├── NoEligibleProvider            no provider can serve; `.decision` has every reason
     └── RingError                     ranks cannot work together
-        └── RanksDisagree             ranks called with different problems
+        ├── RanksDisagree             ranks called with different problems
+        ├── PeerLost                  another rank's process is gone
+        ├── RingTimeout               another rank is silent
+        └── MessageCorrupted          a message did not arrive as it was sent
 
 Every message says four things in the same order: the argument (or setting), what was
 expected, what came, and the remedy.
@@ -20,16 +23,21 @@ expected, what came, and the remedy.
 
 from __future__ import annotations
 
+from typing import Literal, Self
+
 __all__ = [
     "BrokenContract",
     "ConfigurationError",
     "DuplicateProvider",
     "InvalidArgument",
+    "MessageCorrupted",
     "NoEligibleProvider",
     "NotYetSupported",
+    "PeerLost",
     "PluginError",
     "RanksDisagree",
     "RingError",
+    "RingTimeout",
     "RingspanError",
     "UnknownProvider",
 ]
@@ -104,8 +112,56 @@ class NoEligibleProvider(RingspanError):
 
 
 class RingError(RingspanError):
-    """Ranks cannot work together."""
+    """Ranks cannot work together.
+
+    What is known of the message at fault stands in `rank` (who says so), `peer` (whom it is
+    about), `step` of the ring and `direction` (`"send"` or `"receive"`); ranks are the group's.
+    """
+
+    rank: int | None = None
+    peer: int | None = None
+    step: int | None = None
+    direction: str | None = None
+
+    @classmethod
+    def between(
+        cls,
+        rank: int,
+        peer: int,
+        *,
+        step: int,
+        direction: Literal["send", "receive"],
+        got: str,
+        remedy: str = "",
+    ) -> Self:
+        """The error of one message of `rank`.
+
+        Example:
+            >>> print(PeerLost.between(0, 2, step=1, direction="send", got="a closed connection"))
+            rank 0, step 1: expected to send to rank 2, got a closed connection
+        """
+        preposition = "to" if direction == "send" else "from"
+        error = cls(
+            f"rank {rank}, step {step}",
+            expected=f"to {direction} {preposition} rank {peer}",
+            got=got,
+            remedy=remedy,
+        )
+        error.rank, error.peer, error.step, error.direction = rank, peer, step, direction
+        return error
 
 
 class RanksDisagree(RingError):
     """Ranks entered the same call with different problems."""
+
+
+class PeerLost(RingError):
+    """Another rank's process is gone: its connection closed."""
+
+
+class RingTimeout(RingError):
+    """Another rank is silent: it did not answer within the group's timeout."""
+
+
+class MessageCorrupted(RingError):
+    """A message did not arrive as it was sent, as its checksum says (`debug = true`)."""

@@ -12,7 +12,7 @@ from ringspan.contracts.backend import (
     TileOutput,
 )
 from ringspan.contracts.blocks import ActiveBlocks
-from ringspan.contracts.communicator import Communicator, Exchange, Message, Pending
+from ringspan.contracts.communicator import Communicator, Exchange, Link, Message, Pending
 from ringspan.contracts.documents import Documents
 from ringspan.contracts.dropout import Dropout, kept
 from ringspan.contracts.errors import (
@@ -20,11 +20,14 @@ from ringspan.contracts.errors import (
     ConfigurationError,
     DuplicateProvider,
     InvalidArgument,
+    MessageCorrupted,
     NoEligibleProvider,
     NotYetSupported,
+    PeerLost,
     PluginError,
     RanksDisagree,
     RingError,
+    RingTimeout,
     RingspanError,
     UnknownProvider,
 )
@@ -75,15 +78,18 @@ __all__ = [
     "Held",
     "Indexed",
     "InvalidArgument",
+    "Link",
     "Listed",
     "Mask",
     "MaskCase",
     "Message",
+    "MessageCorrupted",
     "NoEligibleProvider",
     "NotYetSupported",
     "Ordering",
     "Part",
     "Pattern",
+    "PeerLost",
     "Pending",
     "Permutation",
     "PluginError",
@@ -92,6 +98,7 @@ __all__ = [
     "Ragged",
     "RanksDisagree",
     "RingError",
+    "RingTimeout",
     "RingspanError",
     "Rows",
     "Runs",

@@ -5,16 +5,36 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ringspan_registry.provider import Provider
+
+from ringspan.contracts.errors import NotYetSupported
 
 if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
     from torch import Tensor
 
-__all__ = ["Communicator", "Exchange", "Message", "Pending"]
+__all__ = ["Communicator", "Exchange", "Link", "Message", "Pending"]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The ring that a communicator is asked to serve: the problem of `reasons_against`."""
+
+    device: str
+    """Type of the tensors' device, as in `"cuda"`."""
+    world_size: int
+    group_backends: str = ""
+    """As `torch.distributed.get_backend_config` says, `"cpu:gloo,cuda:nccl"`; empty: not known,
+    as in `explain` of a described problem."""
+    virtual: bool = False
+    """Whether all ranks are this process's own: the shards lie in host memory."""
+
+    def __str__(self) -> str:
+        where = "in one process" if self.virtual else self.group_backends or "any process group"
+        return f"{self.world_size} ranks, {self.device} tensors, {where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +43,14 @@ class Message:
 
     `tensor` is contiguous and stays untouched until the exchange is waited for. `peer` is a
     rank *of the group*. Messages between the same two ranks in flight at once have different
-    tags; both sides give a message the same tag and the same number of bytes.
+    tags; both sides give a message the same tag and the same number of bytes. `step` of the ring
+    is for errors alone.
     """
 
     peer: int
     tensor: Tensor
     tag: int
+    step: int = 0
 
 
 class Pending(ABC):
@@ -38,13 +60,17 @@ class Pending(ABC):
     def wait(self) -> None:
         """Returns when every send may be overwritten and every receive is filled.
 
+        On a device with streams: when the current stream will wait for that.
+
         Raises:
-            RingError: a message failed, or its peer did not answer within the group's timeout.
+            PeerLost: a peer's process is gone (build it with `PeerLost.between`).
+            RingTimeout: a peer did not answer within the group's timeout.
+            RingError: a message failed for another reason.
         """
 
 
 class Exchange(ABC):
-    """An open channel between the ranks of one group."""
+    """An open channel between the ranks of one group, for all calls of that group and device."""
 
     rank: int
     world_size: int
@@ -58,12 +84,28 @@ class Exchange(ABC):
         Raises:
             InvalidArgument: before anything is posted: a peer that is not another rank of the
                 group, or a tensor that is not contiguous or on another device.
+            PeerLost: a peer's process is already known to be gone.
         """
 
 
 class Communicator(Provider):
     """Opens exchanges over process groups."""
 
+    virtual: ClassVar[bool] = False
+    """Whether it serves virtual ranks, all in this process, instead of a process group."""
+
     @abstractmethod
-    def open(self, group: dist.ProcessGroup, device: torch.device) -> Exchange:
-        """An exchange for tensors on `device` between the ranks of `group`."""
+    def open(self, group: dist.ProcessGroup | None, device: torch.device) -> Exchange:
+        """An exchange for tensors on `device` between the ranks of `group`.
+
+        Asked once per group and device, by all ranks of the group together, so it may be a
+        collective. A virtual communicator gets no group: both ends of every message are posted in
+        one call, and `post` copies each send into the receive of equal tag, between host and
+        device memory.
+        """
+
+    def shards(self, N: int) -> int:
+        """Of a virtual communicator: over how many ranks it spreads `N` tokens."""
+        raise NotYetSupported(
+            f"communicator {self.name!r}", expected="a process group", got="virtual ranks"
+        )
