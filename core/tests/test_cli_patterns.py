@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import ringspan as rs
 from ringspan.cli.app import app
-from ringspan.cli.written import pattern_written
 from ringspan.contracts import Pattern
 from ringspan.errors import InvalidArgument
+from ringspan.patterns.written import pattern_written
 from typer.testing import CliRunner
 
 

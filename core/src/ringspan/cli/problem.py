@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ringspan.cli.written import pattern_written
 from ringspan.contracts.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -64,6 +63,7 @@ def pattern_from(
 ) -> Pattern:
     """The pattern that is written; `Dilated` where segments are given; otherwise `Dense`."""
     from ringspan.patterns import Along, Dense, Dilated
+    from ringspan.patterns.written import pattern_written
 
     if written is not None and segments is not None:
         raise InvalidArgument("--pattern", expected="no --segments beside it", got=repr(written))
