@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from ringspan import Dense, Dilated, Layout
 from ringspan.contracts import Exchange, Grads, MaskCase, Message, Pending, TileOutput
 from ringspan.engine import execute
+from ringspan.engine.buffers import Buffers
 from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import merge_
-from ringspan.engine.ring import Channel, KeyValue
+from ringspan.engine.ring import Channel, KeyValue, Ring
 from ringspan.engine.timing import seconds
+from ringspan.engine.wire import Wire
 from ringspan.errors import BrokenContract
 from ringspan.plan.schedule import make_plan
 from ringspan.testing.toy import Toy
@@ -73,18 +75,22 @@ class _Noting(Toy):
         return super().backward(*inputs, **options)
 
 
-def _ring_of(rank: int, world_size: int) -> tuple[Any, Kernels, KeyValue, Channel, list[str]]:
+def _ring_of(
+    rank: int, world_size: int, call: int = 5
+) -> tuple[Any, Kernels, KeyValue, Ring, list[str]]:
     events: list[str] = []
     layout = Layout(4 * world_size, world_size)
     plan = make_plan(Dense(), causal=False, kv_heads=1, layout=layout, rank=rank)
     kernels = Kernels(_Choice(_Noting(events)), 0.5, plan)  # type: ignore[arg-type]
     local = KeyValue(torch.randn(1, 4, 1, 2), torch.randn(1, 4, 1, 2))
-    return plan, kernels, local, Channel(_Recording(rank, world_size, events), 5), events
+    exchange = _Recording(rank, world_size, events)
+    channel = Channel(exchange, Buffers(torch.device("cpu")), Wire(), call)
+    return plan, kernels, local, Ring(channel, plan, local), events
 
 
 def test_the_next_rows_are_on_their_way_before_the_current_ones_are_computed() -> None:
-    plan, kernels, local, channel, events = _ring_of(1, 3)
-    execute.forward(plan, kernels, torch.randn(1, 4, 1, 2), local, None, channel)
+    plan, kernels, local, ring, events = _ring_of(1, 3)
+    execute.forward(plan, kernels, torch.randn(1, 4, 1, 2), local, None, ring)
     assert events == [
         "post rows 1",
         "compute",
@@ -97,9 +103,9 @@ def test_the_next_rows_are_on_their_way_before_the_current_ones_are_computed() -
 
 
 def test_gradients_ride_behind_the_work_that_follows_them_and_own_rows_come_last() -> None:
-    plan, kernels, local, channel, events = _ring_of(1, 3)
+    plan, kernels, local, ring, events = _ring_of(1, 3)
     x = torch.randn(1, 4, 1, 2)
-    execute.backward(plan, kernels, Saved(x, x, local, x, torch.zeros(1, 1, 4)), channel)
+    execute.backward(plan, kernels, Saved(x, x, local, x, torch.zeros(1, 1, 4)), ring)
     assert events == [
         "post rows 1",
         "wait rows 1",
@@ -118,11 +124,10 @@ def test_gradients_ride_behind_the_work_that_follows_them_and_own_rows_come_last
 def test_calls_steps_and_directions_have_tags_of_their_own() -> None:
     tags = set()
     for call in (5, 6):
-        plan, kernels, local, channel, _ = _ring_of(0, 4)
-        channel = replace(channel, call=call)
+        plan, kernels, local, ring, _ = _ring_of(0, 4, call)
         x = torch.randn(1, 4, 1, 2)
-        execute.backward(plan, kernels, Saved(x, x, local, x, torch.zeros(1, 1, 4)), channel)
-        tags |= set(channel.exchange.tags)  # type: ignore[attr-defined]
+        execute.backward(plan, kernels, Saved(x, x, local, x, torch.zeros(1, 1, 4)), ring)
+        tags |= set(ring._channel.exchange.tags)  # type: ignore[attr-defined]
     assert len(tags) == 2 * 2 * 3
 
 

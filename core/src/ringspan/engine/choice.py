@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ringspan.catalogue import catalogue
 from ringspan.contracts.backend import AttentionBackend, Problem
-from ringspan.contracts.communicator import Communicator
+from ringspan.contracts.communicator import Communicator, Link
 from ringspan.contracts.errors import NoEligibleProvider
 from ringspan.contracts.masks import MaskCase
 from ringspan.engine.timing import seconds
+from ringspan.engine.wire import Wire
+from ringspan.plan.groups import group_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,6 +80,8 @@ class Choice:
     """The decisions of one call, by what was decided: a backend per mask case, a communicator."""
 
     named: tuple[tuple[str, Decision], ...]
+    wire: Wire = Wire()
+    """How the messages of its ring travel."""
 
     @property
     def decisions(self) -> dict[str, Decision]:
@@ -138,7 +142,13 @@ def decide(
     if plan.world_size > 1:
         yield (
             "communicator",
-            partial(catalogue().select, "communicator", None, info, requested=call.communicator),
+            partial(
+                catalogue().select,
+                "communicator",
+                Link(info.type, plan.world_size, _group_backends(call)),
+                info,
+                requested=call.communicator,
+            ),
         )
 
 
@@ -153,7 +163,7 @@ def decide_whole(call: Call, operands: Operands) -> Decision:
     return catalogue().select("backend", problem, info, requested=call.backend, measure=None)
 
 
-def choose(call: Call, operands: Operands, plan: Plan) -> Choice:
+def choose(call: Call, operands: Operands, plan: Plan, wire: Wire) -> Choice:
     """Decides everything before any work starts.
 
     Raises:
@@ -161,11 +171,20 @@ def choose(call: Call, operands: Operands, plan: Plan) -> Choice:
     """
     if plan.whole is not None:
         try:
-            return Choice(((WHOLE, decide_whole(call, operands)),))
+            return Choice(((WHOLE, decide_whole(call, operands)),), wire)
         except NoEligibleProvider:
             # Not a failure: every backend takes the same work as tiles. `explain` tells both.
             pass
-    return Choice(tuple((name, ask()) for name, ask in decide(call, operands, plan)))
+    return Choice(tuple((name, ask()) for name, ask in decide(call, operands, plan)), wire)
+
+
+def _group_backends(call: Call) -> str:
+    """As torch says; nothing is known of a described group."""
+    if call.group is None:
+        return ""
+    import torch.distributed as dist
+
+    return dist.get_backend_config(group_named(call.group))
 
 
 def backend_for(mask: MaskCase) -> str:

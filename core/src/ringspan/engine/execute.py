@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import Accumulator, Total, accumulation_dtype
-from ringspan.engine.ring import Arrival, Channel, KeyValue, Ring
+from ringspan.engine.ring import Arrival, KeyValue, Ring
 from ringspan.engine.rows import key_rows, query_rows
 from ringspan.engine.sink import sink_logits
 from ringspan.plan.steps import Plan, Step
@@ -40,7 +40,7 @@ def forward(
     query: Tensor,
     local: KeyValue,
     sink: Tensor | None,
-    channel: Channel | None,
+    ring: Ring | None,
 ) -> tuple[Tensor, Tensor]:
     """Output `[B, N, H, Dv]` in the query's dtype and lse `[B, H, N]` of this rank's queries."""
     sinks = sink_logits(plan, sink, query)
@@ -48,7 +48,6 @@ def forward(
     dtype = query.dtype if rounded else accumulation_dtype(query.dtype)
     shape = (*query.shape[:3], local.value.shape[-1])
     total = Accumulator(shape, query, dtype, plan.forward_covered)
-    ring = None if channel is None else Ring(channel, local)
     for step, rows in _arrivals(plan.steps, local, ring):
         keys = kernels.keys(step, rows)
         for tiles in kernels.launches(query, keys):
@@ -60,7 +59,7 @@ def forward(
 
 
 def backward(
-    plan: Plan, kernels: Kernels, saved: Saved, channel: Channel | None
+    plan: Plan, kernels: Kernels, saved: Saved, ring: Ring | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of this rank's query, key and value, in their dtype.
 
@@ -70,27 +69,26 @@ def backward(
     saved, batch = _with_positive_infinity(saved), saved.query.shape[0]
     grad_query = _total(saved.query, plan.one_piece, plan.backward_covered)
     grad_key, grad_value = (_total(x, plan.key_one_piece, plan.key_covered) for x in saved.local)
-    ring = None if channel is None else Ring(channel, saved.local)
     returning: list[tuple[Step, Arrival]] = []
     for step, rows in _arrivals(plan.backward_steps, saved.local, ring):
-        message, received = None, None
+        sums = None
         if step.index and ring is not None:
-            message, received = ring.empty_grads(step, grad_key.dtype)
+            sums = ring.empty_grads(step, grad_key.dtype)
         keys = kernels.keys(step, rows)
         for tiles in kernels.launches(saved.query, keys):
             piece = kernels.backward(tiles, saved, keys)
             at_query, at_key = query_rows(tiles), key_rows(tiles)
             grad_query.put(at_query, piece.query, first=tiles.backward_first)
-            if received is None:
+            if sums is None:
                 grad_key.put(at_key, piece.key, first=tiles.key_first)
                 grad_value.put(at_key, piece.value, first=tiles.key_first)
             else:
-                at_key.add(received.key, at_key.split(piece.key, batch))
-                at_key.add(received.value, at_key.split(piece.value, batch))
+                at_key.add(sums.rows.key, at_key.split(piece.key, batch))
+                at_key.add(sums.rows.value, at_key.split(piece.value, batch))
         if ring is not None:
             _finish(ring, returning, KeyValue(grad_key.tensor, grad_value.tensor))
-            if message is not None:
-                returning.append((step, ring.post_grads(step, message)))
+            if sums is not None:
+                returning.append((step, ring.post_grads(step, sums)))
     return (
         grad_query.finish(saved.query.dtype),
         grad_key.finish(saved.local.key.dtype),

@@ -80,26 +80,19 @@ def attention(
     run = prepare(tensors.rows_last_contiguous(), call, N)
     choice = run.choose()
     agreed = agreed_seed(run)
-    channel = run.open(choice)
-    if run.empty:
-        out, lse = _empty_outputs(query, value)
-    else:
-        out, lse = execute.forward(
-            run.plan, run.kernels(choice, agreed), run.tensors.query, run.local, sink, channel
-        )
-        padded = run.padded_queries()
-        if padded is not None:
-            out.masked_fill_(padded[:, :, None, None], 0.0)
-            lse.masked_fill_(padded[:, None, :], -torch.inf)
-    _last_run.set(
-        LastRun(
-            run.plan.rank,
-            run.plan.world_size,
-            choice.decisions,
-            channel.exchange.bytes_sent if channel else 0,
-            channel.exchange.bytes_received if channel else 0,
-        )
-    )
+    with run.ring(choice) as ring:
+        if run.empty:
+            out, lse = _empty_outputs(query, value)
+        else:
+            out, lse = execute.forward(
+                run.plan, run.kernels(choice, agreed), run.tensors.query, run.local, sink, ring
+            )
+    padded = run.padded_queries()
+    if padded is not None:
+        out.masked_fill_(padded[:, :, None, None], 0.0)
+        lse.masked_fill_(padded[:, None, :], -torch.inf)
+    sent, received = (0, 0) if ring is None else ring.traffic
+    _last_run.set(LastRun(run.plan.rank, run.plan.world_size, choice.decisions, sent, received))
     return out, lse, torch.tensor([remember(choice), agreed])
 
 
@@ -143,19 +136,20 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and sink (empty without one), from the final out and lse."""
     tensors = Tensors(query, key, value, sink, key_padding, documents, query_positions)
-    run = prepare(tensors.rows_last_contiguous(), call, N)
+    number, seed = ticket.tolist()
+    choice = recall(number)
+    run = prepare(tensors.rows_last_contiguous(), call, N, choice.wire)
     if run.empty:
         grads = tuple(torch.zeros_like(x) for x in (query, key, value))
         return (*grads, _zero_sink(sink, query))  # type: ignore[return-value]
-    number, seed = ticket.tolist()
-    choice = recall(number)
     padded = run.padded_queries()
     if padded is not None:
         grad_out = grad_out.masked_fill(padded[:, :, None, None], 0.0)
     elif grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     saved = Saved(grad_out, run.tensors.query, run.local, out, lse)
-    grads = execute.backward(run.plan, run.kernels(choice, seed), saved, run.open(choice))
+    with run.ring(choice) as ring:
+        grads = execute.backward(run.plan, run.kernels(choice, seed), saved, ring)
     of_sink = _zero_sink(sink, query) if sink is None else grad_sink(sink, grad_out, out, lse)
     return (*grads, of_sink)
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from ringspan.contracts.documents import Documents
 from ringspan.contracts.pattern import Pattern
 from ringspan.plan.layout import Layout
+from ringspan.plan.parts import WHOLE_STEPS
 from ringspan.plan.queries import QueryPositions
 from ringspan.plan.schedule import make_plan
 from ringspan.plan.steps import Plan
@@ -25,6 +26,7 @@ def cached_plan(
     rank: int,
     documents: Documents | None = None,
     queries: QueryPositions | None = None,
+    most_rows: int = WHOLE_STEPS,
 ) -> Plan:
     """`make_plan`, cached: a training step plans once per shape, not once per layer.
 
@@ -39,4 +41,5 @@ def cached_plan(
         rank=rank,
         documents=documents,
         queries=queries,
+        most_rows=most_rows,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,14 +13,17 @@ import torch
 from torch import Tensor
 
 from ringspan.contracts.documents import Documents
-from ringspan.contracts.errors import RanksDisagree
+from ringspan.contracts.errors import RanksDisagree, RingError
 from ringspan.contracts.tokens import Sequence
 from ringspan.engine.agreement import agree
 from ringspan.engine.call import Call
 from ringspan.engine.choice import Choice, Operands, choose
+from ringspan.engine.exchanges import connect, failed
+from ringspan.engine.failure import witnessed
 from ringspan.engine.kernels import Kernels, Seed
 from ringspan.engine.plans import cached_plan
-from ringspan.engine.ring import Channel, KeyValue
+from ringspan.engine.ring import Channel, KeyValue, Ring
+from ringspan.engine.wire import Wire
 from ringspan.plan.groups import group_named
 from ringspan.plan.layout import Layout
 from ringspan.plan.queries import QueryPositions
@@ -64,6 +69,7 @@ class Run:
     tensors: Tensors
     documents: Documents | None
     queries: QueryPositions | None
+    wire: Wire
 
     @property
     def scale(self) -> float:
@@ -94,14 +100,29 @@ class Run:
 
     def choose(self) -> Choice:
         """Decides which backends and communicator run."""
-        return choose(self.call, self.operands, self.plan)
+        return choose(self.call, self.operands, self.plan, self.wire)
 
-    def open(self, choice: Choice) -> Channel | None:
-        """The channel of a ring, after all ranks agreed on what they are about to do."""
+    @contextmanager
+    def ring(self, choice: Choice) -> Iterator[Ring | None]:
+        """The messages of a ring, after all ranks agreed on what they are about to do.
+
+        Raises:
+            RanksDisagree: they do not, or are in different calls.
+            PeerLost, RingTimeout: a message failed; the group is then of no more use.
+        """
         if self.group is None:
-            return None
-        number = agree(self.group, self._facts(choice), self.operands.device)
-        return Channel(choice.communicator().open(self.group, self.operands.device), number)
+            yield None
+            return
+        facts = self._facts(choice)
+        number = agree(self.group, facts, self.operands.device)
+        try:
+            to = connect(self.group, choice.communicator(), self.operands.device)
+            channel = Channel(to.exchange, to.buffers, choice.wire, number)
+            yield Ring(channel, self.plan, self.local)
+        except RingError as error:
+            cause = witnessed(self.group, error, facts)
+            failed(self.group, cause)
+            raise cause from error
 
     def padded_queries(self) -> Tensor | None:
         """`[B, rows]`, True where a query is padding itself: its row is empty."""
@@ -144,12 +165,17 @@ class Run:
             "head_dim": repr((operands.head_dim, operands.value_head_dim)),
             "dtype": operands.dtype_name,
             "needs_backward": repr(call.needs_backward),
+            "debug": repr(choice.wire.debug),
+            "gradient_wire": "wide" if choice.wire.wide_gradients else "input",
+            "message_bytes": repr(choice.wire.message_bytes),
             "decisions": repr({name: decision.chosen for name, decision in choice.named}),
         }
 
 
-def prepare(tensors: Tensors, text: str, N: int) -> Run:
+def prepare(tensors: Tensors, text: str, N: int, wire: Wire | None = None) -> Run:
     """The call of that text on these tensors, planned.
+
+    `wire` is that of the forward pass, in the backward pass; None: as the settings say.
 
     Raises:
         InvalidArgument: the pattern, documents or queries do not fit the tokens.
@@ -164,6 +190,8 @@ def prepare(tensors: Tensors, text: str, N: int) -> Run:
     documents = _documents(tensors.documents)
     queries = _queries(tensors, group)
     operands = Operands.of(*tensors[:3])
+    if wire is None:
+        wire = Wire() if group is None else Wire.configured()
     plan = cached_plan(
         call.pattern.fingerprint,
         call.pattern,
@@ -174,8 +202,9 @@ def prepare(tensors: Tensors, text: str, N: int) -> Run:
         rank,
         documents,
         queries,
+        wire.most_rows(operands, layout.world_size),
     )
-    run = Run(call, layout, plan, operands, group, tensors, documents, queries)
+    run = Run(call, layout, plan, operands, group, tensors, documents, queries, wire)
     return run.without_padding()
 
 

@@ -16,6 +16,7 @@ from ringspan.plan.cut import Cut, cut
 from ringspan.plan.holdings import Holdings
 from ringspan.plan.lines import Lines, listed
 from ringspan.plan.local import local_work
+from ringspan.plan.parts import WHOLE_STEPS, heads_of_parts
 from ringspan.plan.steps import Parcel, Step
 from ringspan.plan.tiling import Joined, Unit, grouped_heads, join_heads
 
@@ -44,27 +45,35 @@ class Meetings:
         self._grouped: dict[int, list[tuple[int, int, int]]] = {}
         self._masks = itertools.count()
 
-    def work(self, index: int, rank: int) -> Meeting:
-        """What `rank` does in the step of that index, and the rows that travel for it."""
+    def work(self, index: int, rank: int, most_rows: int = WHOLE_STEPS) -> Iterator[Meeting]:
+        """What `rank` does in the step of that index, and the rows that travel for it, by part."""
         world_size = len(self._keys.positions)
         source, target = (rank - index) % world_size, (rank + index) % world_size
         if index == 0:
             alone = Meeting.alone(self._local(rank), self._keys.positions[rank])
-            return replace(alone, source=rank, target=rank)
+            yield replace(alone, source=rank, target=rank)
+            return
         batches = list(self._batches(rank, source))
         arriving = self._needed(batches, source)
-        # Rows that do not arrive, but fill a bitmap's columns, stand for the first that does.
-        packed = np.maximum(np.cumsum(arriving) - 1, 0).reshape(arriving.shape)
         leaving = self._needed(list(self._batches(target, rank)), rank)
-        return Meeting(
-            index,
-            source,
-            target,
-            leaving,
-            join_heads(self._units(batches, packed)),
-            self._keys.positions[source][np.nonzero(arriving)[1]],
-            int(arriving.sum()),
+        parts = itertools.zip_longest(
+            *(heads_of_parts(rows.sum(axis=1), most_rows) for rows in (arriving, leaving)),
+            fillvalue=range(0),
         )
+        for part, (heads_in, heads_out) in enumerate(parts):
+            coming, going = _of_heads(arriving, heads_in), _of_heads(leaving, heads_out)
+            # Rows that do not arrive, but fill a bitmap's columns, stand for the first that does.
+            packed = np.maximum(np.cumsum(coming) - 1, 0).reshape(coming.shape)
+            yield Meeting(
+                index,
+                part,
+                source,
+                target,
+                going,
+                join_heads(self._units(batches, packed, heads_in)),
+                self._keys.positions[source][np.nonzero(coming)[1]],
+                int(coming.sum()),
+            )
 
     def _local(self, rank: int) -> tuple[Joined, ...]:
         if self._keys.in_order and self._queries is self._keys:
@@ -86,10 +95,13 @@ class Meetings:
                 units += self._units([(index, batch) for batch in batches], None)
         yield from join_heads(units)
 
-    def _heads(self, index: int) -> list[tuple[int, int, int]]:
+    def _heads(self, index: int, kv_heads: range | None) -> list[tuple[int, int, int]]:
         if index not in self._grouped:
             self._grouped[index] = list(grouped_heads(self._parts[index][1].heads, self._group))
-        return self._grouped[index]
+        grouped = self._grouped[index]
+        if kv_heads is None:
+            return grouped
+        return [each for each in grouped if each[0] // self._group in kv_heads]
 
     @staticmethod
     def _rows(holdings: Holdings, positions: Ints | Lines) -> Ints | Lines:
@@ -114,14 +126,25 @@ class Meetings:
             needed[heads[:, None], self._keys.rows(batch.seen_keys())] = True
         return needed
 
-    def _units(self, batches: Sequence[tuple[int, Batch]], packed: Ints | None) -> Iterator[Unit]:
-        """One unit per batch and group of heads; `packed[head, row]`: a row's place on arrival."""
+    def _units(
+        self,
+        batches: Sequence[tuple[int, Batch]],
+        packed: Ints | None,
+        kv_heads: range | None = None,
+    ) -> Iterator[Unit]:
+        """One unit per batch and group of heads, of some key/value heads or all.
+
+        `packed[head, row]`: a row's place on arrival.
+        """
         for index, batch in batches:
+            chosen = self._heads(index, kv_heads)
+            if not chosen:
+                continue
             number, part = self._parts[index]
             query, key = self._rows(self._queries, batch.query), self._rows(self._keys, batch.key)
             masked = batch.high is not None or batch.seen is not None
             shared = next(self._masks) if masked else -1
-            for head, group, apart in self._heads(index):
+            for head, group, apart in chosen:
                 kv_head = head // self._group
                 yield Unit(
                     query_head=head,
@@ -142,9 +165,10 @@ class Meetings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Meeting:
-    """One step before its work is marked."""
+    """One step, or a part of it, before its work is marked."""
 
     index: int
+    part: int
     source: int
     target: int
     leaving: npt.NDArray[np.bool_]
@@ -156,13 +180,14 @@ class Meeting:
     @classmethod
     def alone(cls, joined: tuple[Joined, ...], key_positions: Ints) -> Meeting:
         """The work of a rank with its own keys: nothing travels."""
-        return cls(0, 0, 0, np.zeros((0, 0), dtype=np.bool_), joined, key_positions, 0)
+        return cls(0, 0, 0, 0, np.zeros((0, 0), dtype=np.bool_), joined, key_positions, 0)
 
     def finished(self, work: tuple[Work, ...]) -> Step:
         """The step, with its work marked."""
         heads, rows = np.nonzero(self.leaving)
         return Step(
             self.index,
+            self.part,
             self.source,
             self.target,
             Parcel(Indexed(rows), Indexed(heads)),
@@ -170,3 +195,10 @@ class Meeting:
             Indexed(self.key_positions),
             work,
         )
+
+
+def _of_heads(rows: npt.NDArray[np.bool_], heads: range) -> npt.NDArray[np.bool_]:
+    """`[Hkv, rows]` with those of some heads alone."""
+    chosen = np.zeros_like(rows)
+    chosen[heads.start : heads.stop] = rows[heads.start : heads.stop]
+    return chosen

@@ -20,6 +20,7 @@ from ringspan.plan.firsts import mark_first
 from ringspan.plan.holdings import Holdings
 from ringspan.plan.meetings import Meeting, Meetings
 from ringspan.plan.orders import order
+from ringspan.plan.parts import WHOLE_STEPS
 from ringspan.plan.promises import check_part
 from ringspan.plan.steps import Plan
 from ringspan.plan.whole import whole_of
@@ -63,11 +64,13 @@ def make_plan(
     heads: int | None = None,
     documents: Documents | None = None,
     queries: QueryPositions | None = None,
+    most_rows: int = WHOLE_STEPS,
 ) -> Plan:
     """The part of `rank` in attention with `pattern` over `layout`. Pure and deterministic.
 
     `heads` counts query heads, by default as many as `kv_heads`; `queries`, on one rank only,
-    are those of a call whose queries are not the tokens of the keys.
+    are those of a call whose queries are not the tokens of the keys; a step of more than
+    `most_rows` key/value rows travels in parts.
 
     Raises:
         InvalidArgument: the pattern, documents or queries do not fit the tokens.
@@ -82,7 +85,7 @@ def make_plan(
     if queries is not None and isinstance(pattern, Dense) and pattern.along is None:
         positions = np.arange(queries.length) if queries.positions is None else queries.positions
         meeting = Meeting.alone(cross_work(pattern, queries, domain), keys.positions[0])
-        return _finished([meeting], positions, keys.positions[0], None, domain, rank, None)
+        return _finished([meeting], positions, keys.positions[0], None, domain, rank, 1, None)
     parts = parts_of(pattern, domain)
     asking = keys
     if queries is not None and queries.positions is not None:
@@ -90,12 +93,17 @@ def make_plan(
     meetings = Meetings(parts, asking, keys, domain)
     ring = layout.world_size > 1
     plan = _finished(
-        [meetings.work(index, rank) for index in range(layout.world_size)],
+        [
+            meeting
+            for index in range(layout.world_size)
+            for meeting in meetings.work(index, rank, most_rows)
+        ],
         asking.positions[rank],
         keys.positions[rank],
         null_keys_of(pattern, domain),
         domain,
         rank,
+        layout.world_size,
         _masks_of_any_rank(parts, causal, layout) if ring else None,
     )
     alone = keys.in_order and queries is None
@@ -109,6 +117,7 @@ def _finished(
     null_keys: Ints | None,
     domain: Domain,
     rank: int,
+    world_size: int,
     masks: frozenset[MaskCase] | None,
 ) -> Plan:
     rows, key_rows = len(query_positions), len(key_positions)
@@ -123,7 +132,7 @@ def _finished(
     occurring = frozenset(work.mask for step in steps for work in step.work)
     return Plan(
         rank=rank,
-        world_size=len(meetings),
+        world_size=world_size,
         rows=rows,
         key_rows=key_rows,
         heads=domain.heads,

@@ -26,9 +26,13 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One step of the ring: `source = rank - index`, `target = rank + index` (mod world size)."""
+    """One step of the ring: `source = rank - index`, `target = rank + index` (mod world size).
+
+    A large step comes in several parts, some key/value heads each, one after the other.
+    """
 
     index: int
+    part: int
     source: int
     target: int
     send: Parcel
@@ -62,7 +66,7 @@ class Plan:
     null_keys: Indexed | None
     """`[heads, rows]`: how many keys of score 0 and value 0 each query also sees."""
     steps: tuple[Step, ...]
-    """In the order of the forward pass: this rank's own keys first."""
+    """In the order of the forward pass: this rank's own keys first, then part by part."""
     masks: frozenset[MaskCase]
     """Every case that can occur on any rank, so that all ranks choose alike."""
     one_piece: bool
