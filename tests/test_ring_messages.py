@@ -1,4 +1,4 @@
-"""What travels between ranks, and in which memory: parts, reuse, the gradients' dtype, checksums."""
+"""What travels between ranks, in which memory: parts, reuse, dtype of gradients, checksums."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Settings(BaseModel):
     debug: bool = Field(False, description="check every message of a ring by a checksum")
     gradient_wire: Literal["wide", "input"] = Field(
         "wide",
-        description="dtype in which gradients travel: float32 (float64 for float64), or the input's",
+        description="dtype of travelling gradients: float32 (float64 for float64), or the input's",
     )
     message_bytes: int | None = Field(
         None,

@@ -80,7 +80,7 @@ class Choice:
     """The decisions of one call, by what was decided: a backend per mask case, a communicator."""
 
     named: tuple[tuple[str, Decision], ...]
-    wire: Wire = Wire()
+    wire: Wire
     """How the messages of its ring travel."""
 
     @property
