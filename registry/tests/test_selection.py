@@ -457,6 +457,24 @@ def test_a_section_is_validated_by_the_schema_that_the_plugins_providers_declare
     assert "Did you mean 'salary'?" in str(raised.value)
 
 
+@pytest.mark.parametrize(("content", "salary"), [("[plugins.anna]\nsalary = 7\n", 7), ("", 0)])
+def test_a_provider_that_takes_settings_is_given_its_plugins_section(
+    install: Install,
+    house: House,
+    cook_source: Source,
+    tmp_path: Path,
+    content: str,
+    salary: int,
+) -> None:
+    install("anna", SALARIED + cook_source("anna", "ada", body="settings = Salary"))
+    install("bert", cook_source("bert"))
+    (tmp_path / "house.toml").write_text(content)
+    registry = house()
+    assert registry.provider("cook", "anna").section.salary == salary  # type: ignore[union-attr]
+    assert registry.provider("cook", "ada").section.salary == salary  # type: ignore[union-attr]
+    assert registry.provider("cook", "bert").section is None
+
+
 @pytest.mark.usefixtures("kitchens")
 @pytest.mark.parametrize("content", ["salary = 1\n", ""])
 def test_a_section_for_a_plugin_without_settings_is_an_error_naming_it(

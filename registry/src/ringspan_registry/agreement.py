@@ -11,7 +11,7 @@ from ringspan_registry.errors import ConfigurationError
 from ringspan_registry.refusals import sourced
 from ringspan_registry.suggest import did_you_mean, listed
 
-__all__ = ["check_sections", "warn_of_unknown_blocked"]
+__all__ = ["check_sections", "hand_out_sections", "warn_of_unknown_blocked"]
 
 _logger = logging.getLogger("ringspan")
 
@@ -38,6 +38,14 @@ def check_sections(configuration: Configuration, catalogue: Catalogue) -> None:
                 raise _no_settings(where, loaded[name])
             for schema in schemas:
                 configuration.section(name, schema)
+
+
+def hand_out_sections(configuration: Configuration, catalogue: Catalogue) -> None:
+    """Gives every provider that takes settings what the files say in its plugin's section."""
+    for offer in catalogue.every_offer:
+        schema = offer.provider.settings
+        if schema is not None:
+            offer.provider.section = configuration.section(offer.plugin, schema)
 
 
 def warn_of_unknown_blocked(configuration: Configuration, catalogue: Catalogue) -> None:

@@ -57,6 +57,9 @@ class Provider(ABC):
 
     Providers of one plugin that take settings share one schema.
     """
+    section: pydantic.BaseModel | None = None
+    """What the configuration says in that section, an instance of `settings`; set by the registry
+    before the provider is first asked anything. None: outside of a registry, or no settings."""
 
     @abstractmethod
     def probe(self, device: DeviceInfo) -> Availability:

@@ -9,7 +9,11 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from ringspan_registry.agreement import check_sections, warn_of_unknown_blocked
+from ringspan_registry.agreement import (
+    check_sections,
+    hand_out_sections,
+    warn_of_unknown_blocked,
+)
 from ringspan_registry.autotune import Timings
 from ringspan_registry.catalogue import Catalogue
 from ringspan_registry.config import Configuration
@@ -262,6 +266,7 @@ class Registry:
         finally:
             self._discovering = False
         check_sections(self._configuration, found)
+        hand_out_sections(self._configuration, found)
         warn_of_unknown_blocked(self._configuration, found)
         return found
 
