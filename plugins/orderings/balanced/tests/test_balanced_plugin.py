@@ -1,0 +1,43 @@
+"""The plugin as the registry finds it, and its documentation."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import ringspan_balanced
+from ringspan.contracts import ENTRY_POINT_GROUP, DeviceInfo
+
+MODULES = [name for _, name, _ in pkgutil.iter_modules(ringspan_balanced.__path__)]
+
+
+def test_the_entry_point_leads_to_the_plugin() -> None:
+    (found,) = entry_points(group=ENTRY_POINT_GROUP, name="balanced")
+    assert found.load() is ringspan_balanced
+
+
+def test_it_offers_zigzag_and_striped() -> None:
+    offered = ringspan_balanced.ringspan_orderings()
+    assert [ordering.name for ordering in offered] == ["zigzag", "striped"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
+def test_every_ordering_is_usable_on_every_device(device: str) -> None:
+    for ordering in ringspan_balanced.ringspan_orderings():
+        assert ordering.probe(DeviceInfo(type=device)).usable
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_examples_of_a_module_run(module: str) -> None:
+    assert doctest.testmod(importlib.import_module(f"ringspan_balanced.{module}")).failed == 0
+
+
+def test_the_examples_of_the_readme_run() -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    results = doctest.testfile(str(readme), module_relative=False)
+    assert results.attempted > 0
+    assert results.failed == 0
