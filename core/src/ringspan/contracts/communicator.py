@@ -106,6 +106,13 @@ class Communicator(Provider):
 
     def shards(self, N: int) -> int:
         """Of a virtual communicator: over how many ranks it spreads `N` tokens."""
-        raise NotYetSupported(
+        raise self._no_virtual_ranks()
+
+    def computes_on(self) -> torch.device:
+        """Of a virtual communicator: the device of a call whose tensors all lie on the host."""
+        raise self._no_virtual_ranks()
+
+    def _no_virtual_ranks(self) -> NotYetSupported:
+        return NotYetSupported(
             f"communicator {self.name!r}", expected="a process group", got="virtual ranks"
         )
