@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from ringspan_registry import Configuration, Registry
@@ -11,7 +13,31 @@ if TYPE_CHECKING:
 __all__ = ["catalogue", "configuration"]
 
 
-@lru_cache(maxsize=1)
+Made = TypeVar("Made")
+
+
+class _Once(Generic[Made]):
+    """Makes something when it is first asked for.
+
+    Threads that ask at once get the same: a context entered on a second configuration would be
+    lost on the first.
+    """
+
+    def __init__(self, make: Callable[[], Made]) -> None:
+        self._made = lru_cache(maxsize=1)(make)
+        self._lock = threading.RLock()
+        self.__doc__ = make.__doc__
+
+    def __call__(self) -> Made:
+        with self._lock:
+            return self._made()
+
+    def cache_clear(self) -> None:
+        """Has it made anew."""
+        self._made.cache_clear()
+
+
+@_Once
 def configuration() -> Configuration:
     """This process's settings: call > context > environment > file > default."""
     from ringspan_registry import Configuration
@@ -21,7 +47,7 @@ def configuration() -> Configuration:
     return Configuration(Settings)
 
 
-@lru_cache(maxsize=1)
+@_Once
 def catalogue() -> Registry:
     """This process's plugins, discovered on first use."""
     from ringspan_registry import Registry

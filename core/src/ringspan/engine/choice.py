@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, cast
@@ -219,15 +220,16 @@ def _problem(
 # backward must use what ran, also outside the `use` context that chose it.
 _choices: list[Choice] = []
 _tickets: dict[Choice, int] = {}
+_lock = threading.Lock()
 
 
 def remember(choice: Choice) -> int:
     """A number under which `recall` finds the choice for the life of the process."""
-    ticket = _tickets.get(choice)
-    if ticket is None:
-        _choices.append(choice)
-        ticket = _tickets[choice] = len(_choices) - 1
-    return ticket
+    with _lock:
+        if choice not in _tickets:
+            _choices.append(choice)
+            _tickets[choice] = len(_choices) - 1
+        return _tickets[choice]
 
 
 def recall(ticket: int) -> Choice:

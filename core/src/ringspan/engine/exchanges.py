@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,9 @@ class Connection:
 _Key = tuple[str, "torch.device"]
 _connections: dict[dist.ProcessGroup, dict[_Key, Connection]] = {}
 _failures: dict[dist.ProcessGroup, RingError] = {}
+# Ranks may be threads of one process. Never held while a communicator opens: that may be a
+# collective.
+_lock = threading.Lock()
 
 
 def connect(
@@ -46,10 +50,11 @@ def connect(
             got=f"one in which an earlier call failed: {failure}",
             remedy="Restart the processes, or make a new group of those that are left",
         ) from failure
-    opened = _connections.get(group)
-    if opened is None:
-        _forget_destroyed_groups()
-        opened = _connections[group] = {}
+    with _lock:
+        if group not in _connections:
+            _forget_destroyed_groups()
+            _connections[group] = {}
+        opened = _connections[group]
     key = (communicator.name, device)
     if key not in opened:
         opened[key] = Connection(communicator.open(group, device), Buffers(device))
