@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ringspan.engine.call import Call
+from ringspan.plan.restart import restarted
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -50,8 +51,7 @@ def _positions(lengths: Tensor | None, call: str, N: int, rank: int, rows: int) 
     # Documents that do not fit the sequence are for attention to refuse.
     if lengths is None or not len(lengths):
         return held
-    starts = lengths.cumsum(0) - lengths
-    return held - starts[torch.searchsorted(starts, held, right=True) - 1]
+    return restarted(held, lengths)
 
 
 @_positions.register_fake

@@ -13,6 +13,7 @@ import torch
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.tokens import Sequence, Tokens, shard_sizes
 from ringspan.plan.orders import order
+from ringspan.plan.shards import check_tokens, gathered, own_rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -107,15 +108,15 @@ class Layout:
             >>> Layout(5, 2).shard(torch.arange(5)[None], rank=1).tolist()
             [[3, 4]]
         """
-        self._check_tokens(x, self.N, dim)
-        rank = self.own_rank() if rank is None else rank
-        return x.index_select(dim, self.positions(rank).to(x.device))
+        check_tokens(x, self.N, dim)
+        return own_rows(x, self, self.own_rank() if rank is None else rank, dim)
 
     def gather(self, x: Tensor, group: Any = None, *, dim: int = 1) -> Tensor:
         """The full tensor in order of position, on every rank, from every rank's rows.
 
         Its gradient is this rank's rows of the upstream gradient: right where every rank
-        computes the same loss from the gathered tensor.
+        computes the same loss from the gathered tensor. `ringspan.parallel.gather` knows other
+        conventions, and sees to it that ranks agree.
 
         Args:
             x: this rank's rows along `dim`, as `shard` gives them.
@@ -123,19 +124,15 @@ class Layout:
                 default group (none is needed for one shard).
             dim: the dimension of tokens.
         """
-        _check_dimension(x, dim)
-        rank = self.own_rank(group)
-        self._check_tokens(x, self.sizes[rank], dim)
-        gathered: Tensor = _Gather.apply(x, self, group, rank, dim)  # type: ignore[no-untyped-call]
-        return gathered
+        return gathered(x, self, group, dim, summed=False)
 
     def own_rank(self, group: Any = None) -> int:
-        """This process's rank in `group` (None: the default group); 0 for one shard.
+        """This process's rank in `group` (None: the default group, and for one shard 0).
 
         Raises:
             InvalidArgument: there is no group, or it has another number of ranks.
         """
-        if self.world_size == 1:
+        if self.world_size == 1 and group is None:
             return 0
         import torch.distributed as dist
 
@@ -154,7 +151,7 @@ class Layout:
                 "group",
                 expected=f"a group of {self.world_size} ranks, as the layout has",
                 got=f"{process.size()} ranks",
-                remedy="Pass the group of the layout's ranks, or to shard, rank=",
+                remedy="Pass the group of the layout's ranks, or to layout.shard, rank=",
             )
         return process.rank()
 
@@ -162,15 +159,6 @@ class Layout:
         if not _is_integer(rank) or not 0 <= rank < self.world_size:
             raise InvalidArgument(
                 "rank", expected=f"an integer in 0 .. {self.world_size - 1}", got=repr(rank)
-            )
-
-    def _check_tokens(self, x: Tensor, tokens: int, dim: int) -> None:
-        _check_dimension(x, dim)
-        if x.shape[dim] != tokens:
-            raise InvalidArgument(
-                "x",
-                expected=f"{tokens} tokens along dimension {dim}",
-                got=f"shape {list(x.shape)}",
             )
 
     def _make_text(self) -> str:
@@ -211,48 +199,8 @@ def _rebuilt(
     return Layout(tokens, world_size, ordering, weights, sizes=sizes)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: Layout, group: Any, rank: int, dim: int) -> Tensor:
-        ctx.layout, ctx.rank, ctx.dim = layout, rank, dim
-        shards = [x] if layout.world_size == 1 else _all_shards(x, layout, group, dim)
-        stored = torch.cat(shards, dim)
-        places = torch.from_numpy(np.argsort(layout.order, kind="stable"))
-        return stored.index_select(dim, places.to(x.device))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.layout.shard(grad, ctx.rank, dim=ctx.dim), None, None, None, None
-
-
-def _all_shards(x: Tensor, layout: Layout, group: Any, dim: int) -> list[Tensor]:
-    """Every rank's rows; all-gather wants equal shapes, so shards travel padded."""
-    import torch.distributed as dist
-
-    from ringspan.plan.groups import process_group
-
-    longest = max(layout.sizes)
-    rows = x.detach().movedim(dim, 0)
-    padded = rows.new_zeros(longest, *rows.shape[1:])
-    padded[: rows.shape[0]] = rows
-    received = [torch.empty_like(padded) for _ in range(layout.world_size)]
-    dist.all_gather(received, padded, group=process_group(group))
-    return [
-        shard[:size].movedim(0, dim) for shard, size in zip(received, layout.sizes, strict=True)
-    ]
-
-
 def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_dimension(x: object, dim: object) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise InvalidArgument("x", expected="a torch.Tensor", got=type(x).__name__)
-    if not _is_integer(dim) or not -x.dim() <= dim < x.dim():
-        raise InvalidArgument(
-            "dim", expected=f"a dimension of a tensor of shape {list(x.shape)}", got=repr(dim)
-        )
 
 
 def _tokens(N: object, tokens: Tokens | None) -> Tokens:
