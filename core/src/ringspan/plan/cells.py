@@ -99,19 +99,20 @@ class Cells:
         before = np.repeat(self.key.bounds[:-1], query_lengths)
         return np.searchsorted(keys, queries, side="right") - before
 
-    def batches(self, rows: int | None = None) -> Iterator[Batch]:
+    def batches(self, rows: int | None = None, *, rectangles: bool = False) -> Iterator[Batch]:
         """Equal tiles together; rows that see nothing and keys that nobody sees are dropped.
 
-        Tiles are first cut into pieces of at most `rows` queries with the keys that those see.
+        Tiles are first cut into pieces of at most `rows` queries with the keys that those see;
+        with `rectangles`, wherever a query sees other keys than the one before.
         """
         if self.low is None or self.high is None:
             if self.seen is None:
                 yield from self._full()
                 return
             everything = np.repeat(np.diff(self.key.bounds), np.diff(self.query.bounds))
-            yield from self._with(np.zeros_like(everything), everything)._banded(rows)
+            yield from self._with(np.zeros_like(everything), everything)._banded(rows, rectangles)
         else:
-            yield from self._banded(rows)
+            yield from self._banded(rows, rectangles)
 
     def _with(self, low: Ints, high: Ints) -> Cells:
         return replace(self, low=low, high=high)
@@ -127,8 +128,8 @@ class Cells:
             )
             yield Batch(query, key, MaskCase.FULL)
 
-    def _banded(self, rows: int | None) -> Iterator[Batch]:
-        bands = _Bands.of(self, rows)
+    def _banded(self, rows: int | None, rectangles: bool) -> Iterator[Batch]:
+        bands = _Bands.of(self, rows, rectangles)
         if not len(bands.query_start):
             return
         if self.seen is not None:
@@ -155,15 +156,17 @@ class _Bands:
     step: int | None
 
     @classmethod
-    def of(cls, cells: Cells, rows: int | None) -> _Bands:
+    def of(cls, cells: Cells, rows: int | None, rectangles: bool) -> _Bands:
         assert cells.low is not None
         assert cells.high is not None
         sees = cells.low < cells.high
         query, low, high = cells.query.rows[sees], cells.low[sees], cells.high[sees]
         bounds = counted(sees)[cells.query.bounds]
         # Where no query sees the keys between, two tiles do not compute and fetch them.
-        gaps = np.flatnonzero(low[1:] > high[:-1]) + 1
-        runs = np.union1d(bounds, gaps)
+        breaks = low[1:] > high[:-1]
+        if rectangles:
+            breaks |= (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+        runs = np.union1d(bounds, np.flatnonzero(breaks) + 1)
         run, start, length = _pieces(runs, rows)
         tile = np.searchsorted(bounds, runs[run], side="right") - 1
         if not len(start):

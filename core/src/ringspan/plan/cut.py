@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["Cut", "cut"]
+__all__ = ["Cut", "cut", "spares_intervals"]
 
 _FEWEST_ROWS, _MOST_ROWS = 64, 1024
 """Query rows of a window's tile: about half as many as a query sees, within these bounds."""
@@ -47,6 +47,8 @@ class _CliquesCut(Cut):
     def __init__(self, part: Cliques, queries: Holdings, keys: Holdings) -> None:
         super().__init__(queries, keys)
         self._sets = part.sets.listed().ascending()
+        # A run of queries holds no key of another rank, so all of it sees the same keys.
+        self._rectangles = queries is keys and queries.few_runs
 
     def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
         query, _ = self._queries.held(self._sets, query_rank)
@@ -58,7 +60,7 @@ class _CliquesCut(Cut):
             for batch in cells.batches():
                 yield Batch(batch.query, batch.key, MaskCase.CAUSAL)
         else:
-            yield from cells.causal().batches()
+            yield from cells.causal().batches(rectangles=self._rectangles)
 
 
 class _WindowsCut(Cut):
@@ -118,3 +120,10 @@ def cut(part: Part, queries: Holdings, keys: Holdings) -> Cut:
     if isinstance(part, Windows):
         return _WindowsCut(part, queries, keys)
     return _BlocksCut(part, queries, keys)
+
+
+def spares_intervals(part: Part, holdings: Holdings) -> bool:
+    """Whether causality leaves rectangles and triangles only, between any two of the ranks."""
+    if not isinstance(part, Cliques):
+        return False
+    return holdings.few_runs or (holdings.dealt and isinstance(part.sets, Runs))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Holdings"]
 
+_FEW_RUNS = 2
+"""As many as a zigzag rank holds."""
+
 
 @dataclass(frozen=True, eq=False)
 class Holdings:
@@ -48,6 +51,18 @@ class Holdings:
         return len(self.positions) == 1 and bool(
             np.array_equal(self.positions[0], np.arange(self.N))
         )
+
+    @cached_property
+    def few_runs(self) -> bool:
+        """Every rank holds a run or two of consecutive positions: contiguous and zigzag ranks."""
+        breaks = (int(np.count_nonzero(np.diff(held) != 1)) for held in self.positions)
+        return all(count < _FEW_RUNS for count in breaks)
+
+    @cached_property
+    def dealt(self) -> bool:
+        """Tokens were dealt to the ranks in turn: each rank's positions are evenly spaced."""
+        ranks = len(self.positions)
+        return all(bool((np.diff(held) == ranks).all()) for held in self.positions)
 
     @cached_property
     def _owner(self) -> Ints:

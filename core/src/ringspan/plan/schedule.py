@@ -11,11 +11,12 @@ import numpy as np
 
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.pattern import Blocks, Cliques, Domain, Part, Pattern, Windows
+from ringspan.contracts.pattern import Blocks, Domain, Part, Pattern, Windows
 from ringspan.contracts.tokens import Grid, Tokens
 from ringspan.contracts.work import Indexed
 from ringspan.patterns.dense import Dense
 from ringspan.plan.cross import check_cross, cross_work
+from ringspan.plan.cut import spares_intervals
 from ringspan.plan.firsts import mark_first
 from ringspan.plan.holdings import Holdings
 from ringspan.plan.meetings import Meeting, Meetings
@@ -104,7 +105,7 @@ def make_plan(
         domain,
         rank,
         layout.world_size,
-        _masks_of_any_rank(parts, causal, layout) if ring else None,
+        _masks_of_any_rank(parts, causal, keys) if ring else None,
     )
     alone = keys.in_order and queries is None
     return replace(plan, whole=whole_of(parts, domain)) if alone else plan
@@ -178,13 +179,13 @@ def null_keys_of(pattern: Pattern, domain: Domain) -> Ints | None:
 
 
 def _masks_of_any_rank(
-    parts: Sequence[tuple[int, Part]], causal: bool, layout: Layout
+    parts: Sequence[tuple[int, Part]], causal: bool, holdings: Holdings
 ) -> frozenset[MaskCase]:
     """Every case that some rank of a ring could meet, so that all ranks choose alike."""
     masks = {MaskCase.FULL}
     if causal:
         masks |= {MaskCase.CAUSAL}
-        if not layout.contiguous or any(not isinstance(part, Cliques) for _, part in parts):
+        if not all(spares_intervals(part, holdings) for _, part in parts):
             masks |= {MaskCase.INTERVAL}
     if any(isinstance(part, Windows) for _, part in parts):
         masks |= {MaskCase.CAUSAL, MaskCase.INTERVAL}
