@@ -53,6 +53,8 @@ def forward(
         for tiles in kernels.launches(query, keys):
             out, lse = kernels.forward(tiles, query, keys)
             total.put(query_rows(tiles), out, lse, first=tiles.forward_first)
+            # Not beside the next piece.
+            del out, lse
     if sinks is not None:
         total.put_sink(sinks)
     return total.out.finish(query.dtype), total.lse
@@ -85,6 +87,8 @@ def backward(
             else:
                 at_key.add(sums.rows.key, at_key.split(piece.key, batch))
                 at_key.add(sums.rows.value, at_key.split(piece.value, batch))
+            # Not beside the next one.
+            del piece
         if ring is not None:
             _finish(ring, returning, KeyValue(grad_key.tensor, grad_value.tensor))
             if sums is not None:

@@ -72,11 +72,15 @@ class Total:
         put(self.tensor, rows.split(piece, self._shape[0]))
 
     def finish(self, dtype: torch.dtype) -> Tensor:
-        """The sum in `dtype`, contiguous as the operator promises to `torch.compile`."""
+        """The sum in `dtype`, contiguous as the operator promises to `torch.compile`.
+
+        The total is empty afterwards: of several, no two are in memory in both dtypes.
+        """
+        total, self._tensor = self.tensor, None
         if dtype == self.dtype:
-            return self.tensor.contiguous()
-        finished = self.tensor.to(dtype).contiguous()
-        give_back(self.tensor)
+            return total.contiguous()
+        finished = total.to(dtype).contiguous()
+        give_back(total)
         return finished
 
 

@@ -63,17 +63,24 @@ class _Touches:
 
 
 def mark_first(
-    steps: Sequence[Sequence[Joined]], *, heads: int, rows: int, kv_heads: int, key_rows: int
+    steps: Sequence[Sequence[Joined]],
+    *,
+    local: int,
+    heads: int,
+    rows: int,
+    kv_heads: int,
+    key_rows: int,
 ) -> tuple[list[tuple[Work, ...]], Firsts]:
     """Marks work that no earlier work overlaps, which may write instead of merge.
 
-    The local step is computed first in the forward pass and last in the backward pass.
+    The first `local` steps are those with the rank's own keys: computed first in the forward pass
+    and last in the backward pass.
     Gradients of keys are written only where nothing arrives from other ranks.
     """
     forward, backward = _Touches(heads, rows), _Touches(heads, rows)
     key = _Touches(kv_heads, key_rows)
-    alone = len(steps) == 1
-    order = (*range(1, len(steps)), 0)
+    alone = len(steps) == local
+    order = (*range(local, len(steps)), *range(local))
     backward_first = {
         id(joined): _touch_queries(backward, joined, step)
         for step in order

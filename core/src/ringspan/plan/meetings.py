@@ -50,8 +50,7 @@ class Meetings:
         world_size = len(self._keys.positions)
         source, target = (rank - index) % world_size, (rank + index) % world_size
         if index == 0:
-            alone = Meeting.alone(self._local(rank), self._keys.positions[rank])
-            yield replace(alone, source=rank, target=rank)
+            yield from self._own(rank, most_rows)
             return
         batches = list(self._batches(rank, source))
         arriving = self._needed(batches, source)
@@ -75,10 +74,17 @@ class Meetings:
                 int(coming.sum()),
             )
 
-    def _local(self, rank: int) -> tuple[Joined, ...]:
+    def _own(self, rank: int, most_rows: int) -> Iterator[Meeting]:
+        """The work of a rank with its own keys: in a ring by part too, to keep pieces small."""
+        positions = self._keys.positions[rank]
         if self._keys.in_order and self._queries is self._keys:
-            return tuple(self._in_order())
-        return join_heads(self._units(list(self._batches(rank, rank)), None))
+            yield Meeting.alone(tuple(self._in_order()), positions)
+            return
+        batches = list(self._batches(rank, rank))
+        rows = [len(positions)] * self._domain.kv_heads
+        for part, heads in enumerate(heads_of_parts(rows, most_rows)):
+            alone = Meeting.alone(join_heads(self._units(batches, None, heads)), positions)
+            yield replace(alone, part=part, source=rank, target=rank)
 
     def _in_order(self) -> Iterator[Joined]:
         """One rank holds everything in order: sets that are runs need no list of their rows."""

@@ -124,6 +124,7 @@ def _finished(
     rows, key_rows = len(query_positions), len(key_positions)
     work, firsts = mark_first(
         [meeting.joined for meeting in meetings],
+        local=sum(meeting.index == 0 for meeting in meetings),
         heads=domain.heads,
         rows=rows,
         kv_heads=domain.kv_heads,

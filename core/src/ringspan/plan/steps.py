@@ -85,7 +85,7 @@ class Plan:
     @property
     def backward_steps(self) -> tuple[Step, ...]:
         """This rank's own keys last, so that gradients travel behind that work."""
-        return (*self.steps[1:], *self.steps[:1])
+        return tuple(sorted(self.steps, key=lambda step: step.index == 0))
 
     @property
     def rows_received(self) -> int:
