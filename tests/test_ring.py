@@ -342,7 +342,7 @@ def test_ranks_that_enter_different_known_calls_get_errors_and_no_wrong_rows(
 ) -> None:
     for answers in run_ring(2, enter_different_known_calls):
         assert answers[:2] == ["ran", "ran"]
-        assert answers[2] in ("RingError", "RanksDisagree")
+        assert answers[2] in ("RanksDisagree", "RingTimeout", "PeerLost")
 
 
 def wait_alone(rank: int) -> tuple[str, float]:
