@@ -98,7 +98,8 @@ class _Round:
     size: int
     brought: dict[int, tuple[str, list[Tensor]]] = field(default_factory=dict)
     taken: int = 0
-    complete: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+    """Everybody is there, or will never be."""
 
 
 class Wires:
@@ -141,7 +142,7 @@ class Wires:
             meeting = self._rounds.setdefault(key, _Round(size))
             meeting.brought[rank] = (what, brings)
             if len(meeting.brought) == size:
-                meeting.complete.set()
+                meeting.over.set()
 
     def everyone(self, key: _Key, rank: int, timeout: float) -> list[list[Tensor]]:
         """What every rank brought, by rank, once all did.
@@ -149,14 +150,12 @@ class Wires:
         Raises:
             RuntimeError: as `Meeting.wait`.
         """
+        meeting = self._rounds[key]
+        meeting.over.wait(timeout)
         with self._lock:
-            self._raise_if_failed()
-            meeting = self._rounds[key]
-        met = meeting.complete.wait(timeout)
-        with self._lock:
-            self._raise_if_failed()
-            if not met:
-                missing = sorted(set(range(meeting.size)) - set(meeting.brought))
+            missing = sorted(set(range(meeting.size)) - set(meeting.brought))
+            if missing:
+                self._raise_if_failed()
                 what, _ = meeting.brought[rank]
                 raise RuntimeError(f"Timed out waiting for ranks {missing} to enter {what}")
             meeting.taken += 1
@@ -168,7 +167,7 @@ class Wires:
         return [meeting.brought[rank][1] for rank in entered]
 
     def fail(self, why: str) -> None:
-        """Ends all waiting, now and from now on. The first reason stays."""
+        """Ends all waiting but for what is complete, from now on. The first reason stays."""
         with self._lock:
             self._failure = self._failure or why
             for posted in (self._sends, self._receives):
@@ -176,8 +175,7 @@ class Wires:
                     delivery.finish(self._failure)
                 posted.clear()
             for meeting in self._rounds.values():
-                meeting.complete.set()
-            self._rounds.clear()
+                meeting.over.set()
 
     def raise_if_failed(self) -> None:
         """Raises the reason for which nothing travels any more."""
