@@ -14,7 +14,7 @@ from ringspan.engine.rows import key_rows, query_rows
 from ringspan.engine.sink import sink_logits
 from ringspan.plan.steps import Plan, Step
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "with_positive_infinity"]
 
 
 def _arrivals(
@@ -68,7 +68,7 @@ def backward(
     The same plan with the final out and lse. Gradients of received rows go straight back to
     their owner while the next step computes; this rank's own rows come last.
     """
-    saved, batch = _with_positive_infinity(saved), saved.query.shape[0]
+    saved, batch = with_positive_infinity(saved), saved.query.shape[0]
     grad_query = _total(saved.query, plan.one_piece, plan.backward_covered)
     grad_key, grad_value = (_total(x, plan.key_one_piece, plan.key_covered) for x in saved.local)
     returning: list[tuple[Step, Arrival]] = []
@@ -106,7 +106,7 @@ def _finish(ring: Ring, returning: list[tuple[Step, Arrival]], grads: KeyValue) 
         ring.add_grads(step, arrival, grads)
 
 
-def _with_positive_infinity(saved: Saved) -> Saved:
+def with_positive_infinity(saved: Saved) -> Saved:
     """Rows that saw no key get `lse = +inf`, so that every kernel's `exp(s - lse)` is zero."""
     lse = saved.lse.masked_fill(saved.lse == -torch.inf, torch.inf)
     return Saved(saved.grad_out, saved.query, saved.local, saved.out, lse)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,10 @@ class Keys:
         return _per_head(self.step.key_positions, self.rows.key)
 
 
+def _nobody(*tensors: Tensor) -> None:
+    """Watches nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The chosen backends, and what they need to know of the call."""
@@ -68,15 +72,18 @@ class Kernels:
     scale: float
     plan: Plan
     key_padding: Tensor | None = None
-    """`[B, N]` by position, True for real tokens."""
+    """`[B, N]` by position, True for real tokens; here or on the host."""
     dropout: Seed | None = None
+    watch: Callable[..., None] = _nobody
+    """Is shown the tensors that each launch reads and makes."""
 
     def keys(self, step: Step, rows: KeyValue) -> Keys:
         """The rows at hand in a step."""
         if self.key_padding is None:
             return Keys(rows, step, None)
         heads = rows.key.shape[2]
-        seen = self.key_padding[:, step.key_positions.on(rows.key.device)]
+        seen = self.key_padding[:, step.key_positions.on(self.key_padding.device)]
+        seen = seen.to(rows.key.device)
         return Keys(rows, step, seen[:, :, None, None].expand(-1, -1, heads, -1))
 
     def launches(self, query: Tensor, keys: Keys) -> Iterator[Tiles]:
@@ -109,8 +116,10 @@ class Kernels:
             at_key.tile_batch(keys.rows.value),
         )
         options = self._options(tiles, query, keys)
+        self.watch(q, k, v)
         with _no_autocast(q):
             result = backend.forward(q, k, v, **options)
+        self.watch(*result)
         batch, length, heads, _ = q.shape
         wide = accumulation_dtype(q.dtype)
         _check(backend, "out", result.out, (batch, length, heads, v.shape[-1]), q.dtype)
@@ -132,8 +141,10 @@ class Kernels:
         )
         options = self._options(tiles, saved.query, keys)
         lse = lse.squeeze(-1).transpose(1, 2).contiguous()
+        self.watch(grad_out, q, k, v, out, lse)
         with _no_autocast(q):
             grads = backend.backward(grad_out, q, k, v, out, lse, **options)
+        self.watch(*grads)
         for name, grad, x in zip(Grads._fields, grads, (q, k, v), strict=True):
             _check(backend, f"gradient of {name}", grad, tuple(x.shape), x.dtype)
         return grads
