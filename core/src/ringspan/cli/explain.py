@@ -15,6 +15,7 @@ from ringspan.cli.problem import (
     PatternOption,
     RatesOption,
     SegmentsOption,
+    layout_from,
     pattern_from,
     print_json,
     tokens_from,
@@ -44,9 +45,15 @@ def explain(
     causal: CausalOption = False,
     dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="Such as cpu or cuda:0.")] = "cpu",
-    world_size: Annotated[int, typer.Option(help="Ranks in the ring.")] = 1,
+    world_size: Annotated[
+        int, typer.Option("--world-size", "--ranks", help="Ranks in the ring.")
+    ] = 1,
     ordering: Annotated[
-        str | None, typer.Option(help="Store tokens in the order of this ordering.")
+        str | None,
+        typer.Option(help="Store tokens in this order; default: by position, or zigzag if better."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Relative speeds of the ranks, such as 1,1,2.5.")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Default: from configuration.")] = None,
     communicator: Annotated[str | None, typer.Option(help="Default: from configuration.")] = None,
@@ -68,22 +75,24 @@ def explain(
             got=" and ".join(said) or "none of them",
         )
     tokens = tokens_from(n, grid)
+    pattern = pattern_from(written, segments, rates, along, fold, blocked)
+    inputs = rs.Inputs(
+        N=tokens.N,
+        heads=heads,
+        head_dim=head_dim,
+        kv_heads=kv_heads,
+        value_head_dim=value_head_dim,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        needs_backward=not inference,
+    )
     explanation = rs.explain(
-        rs.Inputs(
-            N=tokens.N,
-            heads=heads,
-            head_dim=head_dim,
-            kv_heads=kv_heads,
-            value_head_dim=value_head_dim,
-            batch=batch,
-            dtype=dtype,
-            device=device,
-            needs_backward=not inference,
-        ),
-        pattern=pattern_from(written, segments, rates, along, fold, blocked),
+        inputs,
+        pattern=pattern,
         causal=causal,
         tokens=tokens,
-        layout=rs.Layout(tokens, world_size, ordering),
+        layout=layout_from(tokens, world_size, ordering, weights, pattern, causal, inputs),
         backend=backend,
         communicator=communicator,
     )

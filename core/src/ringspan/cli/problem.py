@@ -12,6 +12,8 @@ from ringspan.contracts.errors import InvalidArgument
 if TYPE_CHECKING:
     from ringspan.contracts.pattern import Pattern
     from ringspan.contracts.tokens import Grid, Tokens
+    from ringspan.engine.explanation import Inputs
+    from ringspan.plan.layout import Layout
 
 __all__ = [
     "AlongOption",
@@ -23,6 +25,7 @@ __all__ = [
     "RatesOption",
     "SegmentsOption",
     "grid_from",
+    "layout_from",
     "pattern_from",
     "print_json",
     "tokens_from",
@@ -99,6 +102,33 @@ def tokens_from(n: int | None, grid: str | None) -> Tokens:
     return Sequence(n)
 
 
+def layout_from(
+    tokens: Tokens,
+    world_size: int,
+    ordering: str | None,
+    weights: str | None,
+    pattern: Pattern,
+    causal: bool,
+    inputs: Inputs,
+) -> Layout:
+    """The layout that is asked for, or the one that serves the problem best."""
+    from ringspan.plan.balance import choose_layout
+    from ringspan.plan.layout import Layout
+
+    speeds = None if weights is None else _numbers("--weights", weights)
+    if ordering is not None:
+        return Layout(tokens, world_size, ordering, speeds)
+    return choose_layout(
+        tokens,
+        world_size,
+        pattern=pattern,
+        causal=causal,
+        weights=speeds,
+        heads=inputs.heads,
+        kv_heads=inputs.kv_heads,
+    )
+
+
 def grid_from(text: str) -> Grid:
     """`"64x64"` as a `Grid`."""
     from ringspan.contracts.tokens import Grid
@@ -112,6 +142,15 @@ def _integers(name: str, text: str, separator: str) -> tuple[int, ...]:
     except ValueError:
         raise InvalidArgument(
             name, expected=f"integers with {separator!r} between them", got=repr(text)
+        ) from None
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidArgument(
+            name, expected="numbers with ',' between them", got=repr(text)
         ) from None
 
 

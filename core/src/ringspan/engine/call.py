@@ -60,7 +60,12 @@ class Call:
             return self.layout
         given = self.layout
         return Layout(
-            self.tokens, given.world_size, given.ordering, given.weights, sizes=given.explicit_sizes
+            self.tokens,
+            given.world_size,
+            given.ordering,
+            given.weights,
+            sizes=given.explicit_sizes,
+            reason=given.reason,
         )
 
     @staticmethod

@@ -12,15 +12,18 @@ from ringspan.contracts.errors import InvalidArgument, NoEligibleProvider
 from ringspan.engine.call import Call
 from ringspan.engine.choice import WHOLE, Operands, decide, decide_whole
 from ringspan.engine.plans import cached_plan
+from ringspan.engine.wire import Wire
+from ringspan.plan.balance import EVEN, busiest
 from ringspan.plan.cost import Cost, cost_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ringspan_registry import Decision
     from torch import Tensor
 
     from ringspan.contracts.documents import Documents
+    from ringspan.plan.layout import Layout
     from ringspan.plan.queries import QueryPositions
     from ringspan.plan.steps import Plan
 
@@ -130,9 +133,10 @@ def _check_count(name: str, value: object, least: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One step of one rank: peers, rows that travel, and the launches with their shapes."""
+    """One step of one rank, or a part of a large one: peers, rows that travel, and launches."""
 
     index: int
+    part: int
     source: int
     target: int
     rows_received: int
@@ -160,6 +164,8 @@ class Explanation:
     pattern: str
     causal: bool
     layout: str
+    layout_reason: str
+    """Why tokens lie as they do, or how even the work of a ring's ranks is; may be empty."""
     world_size: int
     ranks: tuple[RankReport, ...]
     decisions: dict[str, Decision]
@@ -182,6 +188,7 @@ class Explanation:
             "pattern": self.pattern,
             "causal": self.causal,
             "layout": self.layout,
+            "layout_reason": self.layout_reason,
             "world_size": self.world_size,
             "flops": self.flops,
             "ranks": [asdict(report) for report in self.ranks],
@@ -196,6 +203,7 @@ class Explanation:
             f"({inputs.kv_heads} key/value), head_dim {inputs.head_dim}, {inputs.dtype} "
             f"on {inputs.device}",
             f"  {self.layout}",
+            *([f"  layout {self.layout_reason}"] if self.layout_reason else []),
             f"  forward: {self.flops / 1e9:.3f} GFLOP over {self.world_size} rank(s)",
         ]
         for report in self.ranks:
@@ -224,6 +232,7 @@ def explain_call(
     layout = call.layout_for(inputs.N)
     world_size = layout.world_size
     kv_heads = inputs.kv_heads or inputs.heads
+    wire = Wire() if world_size == 1 else Wire.configured()
     plans = [
         cached_plan(
             call.pattern.fingerprint,
@@ -235,6 +244,7 @@ def explain_call(
             rank,
             documents,
             queries,
+            wire.most_rows(inputs.operands(layout.sizes[rank]), world_size),
         )
         for rank in range(world_size)
     ]
@@ -243,13 +253,27 @@ def explain_call(
         repr(call.pattern),
         call.causal,
         repr(layout),
+        _layout_reason(layout, plans, call.causal),
         world_size,
-        tuple(_report(plan, inputs) for plan in plans),
+        tuple(_report(plan, inputs, wire) for plan in plans),
         _decisions(call, inputs, plans[0]),
     )
 
 
-def _report(plan: Plan, inputs: Inputs) -> RankReport:
+def _layout_reason(layout: Layout, plans: Sequence[Plan], causal: bool) -> str:
+    if layout.world_size == 1:
+        return ""
+    name = layout.ordering or "contiguous"
+    if layout.reason:
+        return f"{name}: {layout.reason}"
+    uneven = busiest([plan.area for plan in plans], layout.sizes)
+    said = f"{name}: busiest rank {uneven:.2f}x the mean work"
+    if not causal or not layout.contiguous or uneven <= EVEN:
+        return said
+    return f"{said}; zigzag evens that out, and choose_layout weighs it against rows that travel"
+
+
+def _report(plan: Plan, inputs: Inputs, wire: Wire) -> RankReport:
     operands = inputs.operands(plan.rows)
     return RankReport(
         rank=plan.rank,
@@ -261,11 +285,13 @@ def _report(plan: Plan, inputs: Inputs) -> RankReport:
             head_dim=operands.head_dim,
             value_head_dim=operands.value_head_dim,
             itemsize=operands.dtype.itemsize,
+            gradient_itemsize=wire.gradient_itemsize(operands.dtype),
             backward=inputs.needs_backward,
         ),
         steps=tuple(
             StepReport(
                 step.index,
+                step.part,
                 step.source,
                 step.target,
                 step.receive,

@@ -39,8 +39,12 @@ class Cut(ABC):
         self._queries, self._keys = queries, keys
 
     @abstractmethod
+    def cells(self, query_rank: int, key_rank: int, *, causal: bool) -> Cells:
+        """What the queries of one rank see of the keys of another, set by set."""
+
+    @abstractmethod
     def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
-        """Batches of tiles between the queries of one rank and the keys of another."""
+        """The same as batches of tiles."""
 
 
 class _CliquesCut(Cut):
@@ -50,17 +54,19 @@ class _CliquesCut(Cut):
         # A run of queries holds no key of another rank, so all of it sees the same keys.
         self._rectangles = queries is keys and queries.few_runs
 
-    def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
+    def cells(self, query_rank: int, key_rank: int, *, causal: bool) -> Cells:
         query, _ = self._queries.held(self._sets, query_rank)
         key, _ = self._keys.held(self._sets, key_rank)
         cells = Cells(query, key)
-        if not causal:
-            yield from cells.batches()
-        elif query_rank == key_rank and self._queries is self._keys:
-            for batch in cells.batches():
+        return cells.causal() if causal else cells
+
+    def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
+        if causal and query_rank == key_rank and self._queries is self._keys:
+            for batch in self.cells(query_rank, key_rank, causal=False).batches():
                 yield Batch(batch.query, batch.key, MaskCase.CAUSAL)
         else:
-            yield from cells.causal().batches(rectangles=self._rectangles)
+            cells = self.cells(query_rank, key_rank, causal=causal)
+            yield from cells.batches(rectangles=self._rectangles)
 
 
 class _WindowsCut(Cut):
@@ -73,7 +79,7 @@ class _WindowsCut(Cut):
         width = int((part.high - part.low).max(initial=1))
         self._rows = 1 << int(np.clip(width // 2, _FEWEST_ROWS, _MOST_ROWS) - 1).bit_length()
 
-    def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
+    def cells(self, query_rank: int, key_rank: int, *, causal: bool) -> Cells:
         query, mine = self._queries.held(self._sets, query_rank)
         key, theirs = self._keys.held(self._sets, key_rank)
         low, high = self._low, self._high
@@ -85,9 +91,12 @@ class _WindowsCut(Cut):
             low, high = low[mine], high[mine]
         evenly = mine is None and theirs is None
         cells = Cells(query, key, low, high, step=self._step if evenly else None)
-        if causal:
-            cells = cells.causal() if self._ascends else cells.causal_in_any_order()
-        yield from cells.batches(self._rows)
+        if not causal:
+            return cells
+        return cells.causal() if self._ascends else cells.causal_in_any_order()
+
+    def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
+        yield from self.cells(query_rank, key_rank, causal=causal).batches(self._rows)
 
 
 class _BlocksCut(Cut):
@@ -98,11 +107,14 @@ class _BlocksCut(Cut):
         self._key = _keys_of(sets, part.indptr, part.indices).ascending()
         self._seen = part.seen
 
-    def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
+    def cells(self, query_rank: int, key_rank: int, *, causal: bool) -> Cells:
         query, _ = self._queries.held(self._query, query_rank)
         key, _ = self._keys.held(self._key, key_rank)
         cells = Cells(query, key, seen=self._seen)
-        yield from (cells.causal() if causal else cells).batches()
+        return cells.causal() if causal else cells
+
+    def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
+        yield from self.cells(query_rank, key_rank, causal=causal).batches()
 
 
 def _keys_of(sets: Listed, indptr: Ints, indices: Ints) -> Listed:

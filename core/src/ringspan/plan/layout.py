@@ -42,6 +42,7 @@ class Layout:
         weights: relative shard sizes, one per rank; None: even (they differ by at most one).
         tokens: what the tokens are, where `N` is a number; orderings that follow a curve need it.
         sizes: exact shard sizes, instead of `weights`; zeros are allowed.
+        reason: why it is laid out like this, for `explain` to say; no part of equality.
 
     Raises:
         InvalidArgument: where sizes or weights do not fit `N` and `world_size`.
@@ -60,6 +61,7 @@ class Layout:
         *,
         tokens: Tokens | None = None,
         sizes: tuple[int, ...] | None = None,
+        reason: str = "",
     ) -> None:
         self.tokens = _tokens(N, tokens)
         self.N = self.tokens.N
@@ -68,6 +70,7 @@ class Layout:
         self.weights = _weights(weights, self.world_size)
         self.sizes = _sizes(sizes, self)
         self.explicit_sizes = None if sizes is None else self.sizes
+        self.reason = _reason(reason)
         self.text = self._make_text()
 
     @cached_property
@@ -175,7 +178,7 @@ class Layout:
     def __reduce__(self) -> tuple[Any, ...]:
         # Built again: copies of Coordinates have handles of their own, which the text names.
         given = (self.tokens, self.world_size, self.ordering, self.weights, self.explicit_sizes)
-        return (_rebuilt, given)
+        return (_rebuilt, (*given, self.reason))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and self._key() == other._key()
@@ -195,8 +198,9 @@ def _rebuilt(
     ordering: str | None,
     weights: tuple[float, ...] | None,
     sizes: tuple[int, ...] | None,
+    reason: str,
 ) -> Layout:
-    return Layout(tokens, world_size, ordering, weights, sizes=sizes)
+    return Layout(tokens, world_size, ordering, weights, sizes=sizes, reason=reason)
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
@@ -242,6 +246,12 @@ def _ordering(ordering: object) -> str | None:
             "ordering", expected="the name of an ordering or None", got=repr(ordering)
         )
     return ordering
+
+
+def _reason(reason: object) -> str:
+    if not isinstance(reason, str):
+        raise InvalidArgument("reason", expected="text", got=repr(reason))
+    return reason
 
 
 def _weights(weights: object, world_size: int) -> tuple[float, ...] | None:
