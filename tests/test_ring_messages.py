@@ -119,6 +119,19 @@ def test_gradients_return_in_the_dtype_of_the_wire_and_no_byte_is_too_many(
     assert_exact(joined(parts), exact)
 
 
+@pytest.mark.parametrize("wire", ["wide", "input"])
+def test_explain_knows_the_bytes_of_both_passes(run_ring: Any, wire: str) -> None:
+    parts = run_ring(3, train, torch.bfloat16, {"gradient_wire": wire}, 2)
+    described = rs.Inputs(N, HEADS, HEAD_DIM, kv_heads=KV_HEADS, dtype="bfloat16")
+    with rs.use(gradient_wire=wire):
+        ranks = rs.explain(described, causal=True, layout=rs.Layout(N, 3)).ranks
+    for (_, noted), report in zip(parts, ranks, strict=True):
+        (_, sent, received), (_, sent_then, received_then) = noted
+        cost = report.cost
+        assert received_then - received == cost.bytes_received + cost.backward_bytes_received
+        assert sent_then - sent == cost.bytes_sent + cost.backward_bytes_sent
+
+
 def test_a_checked_message_carries_eight_bytes_more_and_the_same_numbers(run_ring: Any) -> None:
     parts = run_ring(2, train, torch.float32, {"debug": True})
     q, k, v, grad_out = inputs(torch.float32)

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ringspan.catalogue import configuration
+from ringspan.engine.merge import accumulation_dtype
 from ringspan.plan.parts import WHOLE_STEPS
 
 if TYPE_CHECKING:
+    import torch
+
     from ringspan.engine.choice import Operands
 
 __all__ = ["Wire"]
@@ -38,6 +41,10 @@ class Wire:
             wide_gradients=settings.get("gradient_wire").value == "wide",
             message_bytes=settings.get("message_bytes").value,
         )
+
+    def gradient_itemsize(self, dtype: torch.dtype) -> int:
+        """Bytes of one element of a gradient on its way."""
+        return accumulation_dtype(dtype).itemsize if self.wide_gradients else dtype.itemsize
 
     def most_rows(self, operands: Operands, world_size: int) -> int:
         """Key/value rows in one message; a step of more travels in parts."""

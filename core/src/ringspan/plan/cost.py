@@ -13,12 +13,16 @@ __all__ = ["Cost", "cost_of"]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One rank's forward pass, and an estimate of its memory."""
+    """What one rank computes and moves, and an estimate of its memory."""
 
     flops: int
-    """Multiplications and additions of both matrix products, under the mask."""
+    """Of a forward pass: multiplications and additions of both matrix products, under the mask."""
     bytes_received: int
+    """In a forward pass."""
     bytes_sent: int
+    backward_bytes_received: int
+    """In a backward pass: the same rows again, and the gradients of those that were sent."""
+    backward_bytes_sent: int
     memory: int
     """Estimated peak bytes above q, k, v and, with a backward pass, the output's gradient."""
 
@@ -30,14 +34,18 @@ def cost_of(
     head_dim: int,
     value_head_dim: int,
     itemsize: int,
+    gradient_itemsize: int,
     backward: bool,
 ) -> Cost:
-    """The cost of `plan` for tensors of these sizes."""
-    both = head_dim + value_head_dim
+    """The cost of `plan` for tensors of these sizes; gradients may travel wider than rows."""
+    row = batch * (head_dim + value_head_dim)
+    received, sent = row * plan.rows_received, row * plan.rows_sent
     return Cost(
-        flops=2 * batch * plan.area * both,
-        bytes_received=batch * plan.rows_received * both * itemsize,
-        bytes_sent=batch * plan.rows_sent * both * itemsize,
+        flops=2 * plan.area * row,
+        bytes_received=received * itemsize,
+        bytes_sent=sent * itemsize,
+        backward_bytes_received=backward * (received * itemsize + sent * gradient_itemsize),
+        backward_bytes_sent=backward * (sent * itemsize + received * gradient_itemsize),
         memory=batch * _memory(plan, head_dim, value_head_dim, itemsize, backward),
     )
 
