@@ -13,7 +13,6 @@ from ringspan.engine.call import Call
 from ringspan.engine.choice import WHOLE, Operands, decide, decide_whole
 from ringspan.engine.plans import cached_plan
 from ringspan.engine.wire import Wire
-from ringspan.engine.wire import Wire
 from ringspan.plan.balance import EVEN, busiest
 from ringspan.plan.cost import Cost, cost_of
 
@@ -234,7 +233,6 @@ def explain_call(
     world_size = layout.world_size
     kv_heads = inputs.kv_heads or inputs.heads
     wire = Wire() if world_size == 1 else Wire.configured()
-    wire = Wire() if world_size == 1 else Wire.configured()
     plans = [
         cached_plan(
             call.pattern.fingerprint,
@@ -287,7 +285,6 @@ def _report(plan: Plan, inputs: Inputs, wire: Wire) -> RankReport:
             head_dim=operands.head_dim,
             value_head_dim=operands.value_head_dim,
             itemsize=operands.dtype.itemsize,
-            gradient_itemsize=wire.gradient_itemsize(operands.dtype),
             gradient_itemsize=wire.gradient_itemsize(operands.dtype),
             backward=inputs.needs_backward,
         ),
