@@ -1,0 +1,204 @@
+"""One configuration at one length: what the plan says of it, and the call itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ringspan.api import attention, explain
+from ringspan.bench.configuration import Configuration, tokens_of
+from ringspan.bench.memory import shortage
+from ringspan.catalogue import configuration
+from ringspan.contracts.errors import InvalidArgument
+from ringspan.plan.layout import Layout
+
+if TYPE_CHECKING:
+    from ringspan.api import Explanation
+    from ringspan.bench.settings import Settings
+    from ringspan.bench.world import World
+
+__all__ = ["Attempt", "Forecast", "Operands", "Problem", "attempted", "operands"]
+
+
+class Operands(NamedTuple):
+    """What a call takes: `[B, N, H, D]`, or this rank's rows of it."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    grad_out: Tensor | None
+    """None: forward only."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of them."""
+        return sum(x.nbytes for x in self if x is not None)
+
+    def on_each(self, change: Callable[[Tensor], Tensor]) -> Operands:
+        """New operands, of which the first three are leaves."""
+        q, k, v = (change(x.detach()).requires_grad_(x.requires_grad) for x in self[:3])
+        return Operands(q, k, v, None if self.grad_out is None else change(self.grad_out))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One configuration at one length."""
+
+    configuration: Configuration
+    layout: Layout
+    options: dict[str, Any]
+    """Of `rs.attention` and `rs.explain`, all but the ranks."""
+
+    @classmethod
+    def of(cls, configuration: Configuration, N: int, settings: Settings, world: World) -> Problem:
+        """That configuration for `N` tokens.
+
+        Raises:
+            InvalidArgument: the pattern or the order of storage does not go with so many.
+        """
+        tokens = tokens_of(N, grid=settings.grid)
+        options = {
+            "pattern": configuration.pattern_for(N),
+            "causal": settings.causal,
+            "tokens": tokens,
+        }
+        return cls(configuration, Layout(tokens, world.size, configuration.ordering), options)
+
+    def forward(self, given: Operands, group: Any) -> Tensor:
+        """This rank's rows of the output."""
+        return self._called(given, **self._ranks(group))
+
+    def backward(self, given: Operands, out: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of query, key and value; none where only the forward is asked for."""
+        if given.grad_out is None:
+            return ()
+        with self._named():
+            return torch.autograd.grad(out, given[:3], given.grad_out)
+
+    def alone(self, given: Operands) -> Tensor:
+        """The output that this process computes by itself from the operands of all ranks."""
+        return self._called(given)
+
+    def explained(self, given: Operands, group: Any) -> Explanation:
+        """What `forward` would do."""
+        q, k, v, _ = given
+        return explain(q, k, v, **self.options, **self._ranks(group))
+
+    def _ranks(self, group: Any) -> dict[str, Any]:
+        request = self.configuration.request
+        return {"layout": self.layout, "group": group, "communicator": request}
+
+    def _called(self, given: Operands, **ranks: Any) -> Tensor:
+        q, k, v, grad_out = given
+        with self._named(), torch.set_grad_enabled(grad_out is not None):
+            out = attention(q, k, v, **self.options, **ranks)
+        assert isinstance(out, Tensor), "no lse was asked for"
+        return out
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"(in {self.configuration}, {self.layout.N} tokens)")
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What `rs.explain` says of one call; lists have one entry per rank."""
+
+    pattern: str
+    layout: str
+    flops: int
+    """Of the forward pass, over all ranks."""
+    memory: tuple[int, ...]
+    """Estimated bytes of tensors at the peak, operands included."""
+    received: tuple[int, ...]
+    """Bytes, in all passes."""
+    received_forward: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A problem that may be run, or why not."""
+
+    problem: Problem | None
+    forecast: Forecast | None = None
+    refused: str = ""
+
+
+def attempted(configuration: Configuration, N: int, settings: Settings, world: World) -> Attempt:
+    """The problem, unless Ringspan refuses it or memory does not suffice. A collective."""
+    try:
+        problem = Problem.of(configuration, N, settings, world)
+    except InvalidArgument as refusal:
+        return Attempt(None, refused=str(refusal))
+    # Planned for all ranks at once, so by one.
+    asked = _asked(problem, settings, world) if world.rank == 0 else ""
+    forecast = world.from_first(asked)
+    if isinstance(forecast, str):
+        return Attempt(None, refused=forecast)
+    lacking = shortage(forecast.memory, world, settings.memory_limit)
+    return Attempt(None if lacking else problem, forecast, lacking)
+
+
+def operands(settings: Settings, rows: int, world: World, seed: int) -> Operands:
+    """Random query, key, value and upstream gradient of so many tokens."""
+    drawn = torch.Generator().manual_seed(seed)
+    heads, kv_heads = settings.heads, settings.kv_heads or settings.heads
+    dtype = settings.dtype_on(world.device)
+
+    def normal(of: int) -> Tensor:
+        shape = (settings.batch, rows, of, settings.head_dim)
+        # Drawn on the CPU in float32, so that a seed means the same everywhere.
+        return torch.randn(shape, generator=drawn).to(world.device, dtype)
+
+    q, k, v = (normal(of).requires_grad_(settings.backward) for of in (heads, kv_heads, kv_heads))
+    return Operands(q, k, v, normal(heads) if settings.backward else None)
+
+
+def _asked(problem: Problem, settings: Settings, world: World) -> Forecast | str:
+    """What the plan says, or why it cannot run."""
+    shown = _shown(settings, problem.layout.sizes[world.rank], world)
+    try:
+        told = problem.explained(shown, world.group)
+    except InvalidArgument as refusal:
+        return str(refusal)
+    if not told.can_run:
+        return "; ".join(str(each) for each in told.decisions.values() if not each.chosen)
+    dtype, trains = shown.query.dtype, settings.backward
+    wide = _gradient_itemsize(dtype) // dtype.itemsize if trains else 0
+    costs = [report.cost for report in told.ranks]
+    token = shown.nbytes // max(1, shown.query.shape[1])
+    return Forecast(
+        told.pattern,
+        told.layout,
+        told.flops,
+        memory=tuple(report.rows * token + report.cost.memory for report in told.ranks),
+        received=tuple(
+            (1 + trains) * cost.bytes_received + wide * cost.bytes_sent for cost in costs
+        ),
+        received_forward=tuple(cost.bytes_received for cost in costs),
+    )
+
+
+def _shown(settings: Settings, rows: int, world: World) -> Operands:
+    """What looks like a rank's operands, and takes the memory of one element."""
+    grain = torch.zeros(
+        (), dtype=settings.dtype_on(world.device), device=world.device
+    ).requires_grad_(settings.backward)
+    heads, kv_heads = settings.heads, settings.kv_heads or settings.heads
+    q, k = (grain.expand(settings.batch, rows, of, settings.head_dim) for of in (heads, kv_heads))
+    return Operands(q, k, k, q.detach() if settings.backward else None)
+
+
+def _gradient_itemsize(dtype: torch.dtype) -> int:
+    """Bytes of an element of a gradient on its way, as the setting `gradient_wire` says."""
+    wide = configuration().get("gradient_wire").value == "wide"
+    return max(4, dtype.itemsize) if wide else dtype.itemsize
