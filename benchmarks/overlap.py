@@ -1,0 +1,198 @@
+"""How well transfers hide behind computation, over a communicator that delays by a set time.
+
+    python benchmarks/overlap.py [--tokens 4096] [--rounds 7] [--out FILE.json]
+
+Two ranks, one thread each, dense attention. A ring of two has two steps: each rank's own keys,
+then the other's. What is hidden is measured on a *link* in two ways:
+
+- `whole`: a step travels in one message, which is there no earlier than the set time after it was
+  posted;
+- `parts`: it travels in several, one after the other over a wire that takes the set time for all.
+
+The set time is a share of one step's computation, which is measured without delay in the same
+rounds. A step of the forward pass must take at most 1.1 x max(computation, transfer) as long as
+the transfer is shorter. In the backward pass nothing can hide the first rows' transfer: its bound
+is that, then the greater of all computation and of what else travels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ringspan as rs
+import torch
+import torch.distributed as dist
+from ringspan.catalogue import catalogue
+from ringspan.testing.delayed import Delayed
+from ringspan.testing.ranks import Ring
+from ringspan.testing.site import plugged_in
+
+LIMIT = 1.1
+RANKS = 2
+SHARES = (0.25, 0.5, 0.75, 0.95, 2.0)
+"""Of one step's computation, what its transfer takes."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is run."""
+
+    tokens: int
+    heads: int
+    head_dim: int
+    message_bytes: int
+
+    @property
+    def step_bytes(self) -> int:
+        """Key and value rows that a rank receives in a forward pass."""
+        return self.tokens // RANKS * self.heads * 2 * self.head_dim * 4
+
+    @property
+    def parts(self) -> int:
+        """Messages of a step, where it travels in parts."""
+        rows = max(1, self.message_bytes // (self.tokens // RANKS * 2 * self.head_dim * 4))
+        return -(-self.heads // rows)
+
+
+@dataclass(frozen=True)
+class Link:
+    """How a step travels, and how long."""
+
+    kind: str
+    seconds: float
+
+    def set_up(self, delayed: Delayed, problem: Problem) -> int:
+        """Makes the communicator such a link; returns bytes in one message."""
+        delayed.seconds, delayed.bytes_per_second = 0.0, None
+        if self.kind == "whole":
+            delayed.seconds = self.seconds
+            return problem.step_bytes
+        if self.seconds:
+            delayed.bytes_per_second = problem.step_bytes / self.seconds
+        return problem.message_bytes
+
+
+def timed(rank: int, problem: Problem, link: Link) -> tuple[float, float]:
+    """Seconds of one forward and one backward pass on this rank, all ranks starting together."""
+    delayed = cast("Delayed", catalogue().provider("communicator", "delayed"))
+    delayed.inner = cast("Any", catalogue().provider("communicator", "isend"))
+    layout = rs.Layout(problem.tokens, RANKS)
+    generator = torch.Generator().manual_seed(rank)
+    shape = (1, layout.sizes[rank], problem.heads, problem.head_dim)
+    q, k, v, grad = (torch.randn(shape, generator=generator) for _ in range(4))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    with rs.use(message_bytes=link.set_up(delayed, problem), communicator="delayed"):
+        dist.barrier()
+        start = time.perf_counter()
+        out = rs.attention(q, k, v, layout=layout, group=dist.group.WORLD)
+        forward = time.perf_counter() - start
+        dist.barrier()
+        start = time.perf_counter()
+        torch.autograd.grad(out, leaves, grad)
+        return forward, time.perf_counter() - start
+
+
+def slowest(ring: Ring, problem: Problem, link: Link) -> tuple[float, float]:
+    """The same of the slowest rank."""
+    forward, backward = zip(*ring.run(timed, problem, link), strict=True)
+    return max(forward), max(backward)
+
+
+def measured(ring: Ring, problem: Problem, rounds: int) -> list[dict[str, Any]]:
+    """One row per link, from medians over rounds in which every link takes its turn."""
+    kinds = ("whole", "parts")
+    for kind in kinds:
+        slowest(ring, problem, Link(kind, 0.0))
+    alone = {kind: slowest(ring, problem, Link(kind, 0.0)) for kind in kinds}
+    links = [
+        Link(kind, share * alone[kind][0] / RANKS) for kind in kinds for share in (0.0, *SHARES)
+    ]
+    times: dict[Link, list[tuple[float, float]]] = {link: [] for link in links}
+    for _ in range(rounds):
+        for link in links:
+            times[link].append(slowest(ring, problem, link))
+    medians = {
+        link: tuple(map(statistics.median, zip(*found, strict=True)))
+        for link, found in times.items()
+    }
+    return [row(problem, link, medians[link], medians[Link(link.kind, 0.0)]) for link in links]
+
+
+def row(
+    problem: Problem, link: Link, found: Sequence[float], alone: Sequence[float]
+) -> dict[str, Any]:
+    """A link's figures beside their bounds."""
+    step, compute = found[0] / RANKS, alone[0] / RANKS
+    messages = 1 if link.kind == "whole" else problem.parts
+    first = link.seconds / messages
+    # Gradients travel in float32, as the rows do here.
+    bound = first + max(alone[1], 2 * link.seconds - first)
+    return {
+        "link": link.kind,
+        "messages": messages,
+        "transfer": link.seconds,
+        "compute": compute,
+        "step": step,
+        "ratio": step / max(compute, link.seconds),
+        "hidden": link.seconds <= compute,
+        "backward": found[1],
+        "backward_compute": alone[1],
+        "backward_bound": bound,
+        "backward_ratio": found[1] / bound,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ("link", "transfer", "compute", "step", "ratio", "backward", "bound", "ratio")
+    lines = [("{:>9}" * len(head)).format(*head)]
+    for each in rows:
+        ms = [1000 * each[name] for name in ("transfer", "compute", "step")]
+        back = [1000 * each[name] for name in ("backward", "backward_bound")]
+        lines.append(
+            f"{each['link']:>9}{ms[0]:9.1f}{ms[1]:9.1f}{ms[2]:9.1f}{each['ratio']:9.3f}"
+            f"{back[0]:9.1f}{back[1]:9.1f}{each['backward_ratio']:9.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--message-bytes", type=int, default=2**20)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    problem = Problem(given.tokens, given.heads, given.head_dim, given.message_bytes)
+    with (
+        plugged_in("delayed", "ringspan.testing.delayed"),
+        contextlib.closing(Ring(RANKS)) as ring,
+    ):
+        rows = measured(ring, problem, given.rounds)
+    print(f"ms, medians of {given.rounds} interleaved rounds; {problem.parts} parts\n{table(rows)}")
+    report = {
+        "problem": vars(problem) | {"parts": problem.parts, "step_bytes": problem.step_bytes},
+        "machine": {"cpu": platform.processor(), "torch": torch.__version__},
+        "limit": LIMIT,
+        "rows": rows,
+    }
+    if given.out:
+        given.out.write_text(json.dumps(report, indent=2) + "\n")
+    over = [each for each in rows if each["hidden"] and each["ratio"] > LIMIT]
+    print(f"{len(over)} of {sum(each['hidden'] for each in rows)} hidden transfers above {LIMIT}")
+    return 1 if over else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
