@@ -10,7 +10,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ringspan.contracts import Communicator, Exchange, InvalidArgument, Message, Pending, RingError
+from ringspan.contracts import (
+    Communicator,
+    Exchange,
+    InvalidArgument,
+    Message,
+    PeerLost,
+    Pending,
+    RingError,
+    RingTimeout,
+)
 
 __all__ = [
     "a_dead_peer_is_an_error",
@@ -254,8 +263,9 @@ def a_silent_peer_is_an_error(rank: int, communicator: Communicator, device: str
     """Within the group's timeout, and not a hang."""
     exchange = communicator.open(dist.new_group(timeout=PATIENCE), torch.device(device))
     if rank == 0:
-        with pytest.raises(RingError):
-            exchange.post([], [Message(1, torch.empty(2, device=device), 3)]).wait()
+        with pytest.raises(RingTimeout) as found:
+            exchange.post([], [Message(1, torch.empty(2, device=device), 3, step=7)]).wait()
+        _assert_about(found.value, peer=1, step=7, direction="receive")
 
 
 def a_tag_that_nobody_sends_is_an_error(rank: int, communicator: Communicator, device: str) -> None:
@@ -263,7 +273,7 @@ def a_tag_that_nobody_sends_is_an_error(rank: int, communicator: Communicator, d
     exchange = communicator.open(dist.new_group(timeout=PATIENCE), torch.device(device))
     if rank == 0:
         received = torch.zeros(2, device=device)
-        with pytest.raises(RingError):
+        with pytest.raises(RingTimeout):
             exchange.post([], [Message(1, received, 3)]).wait()
         assert (received == 0).all()
         dist.barrier()
@@ -276,11 +286,20 @@ def a_tag_that_nobody_sends_is_an_error(rank: int, communicator: Communicator, d
 
 def a_dead_peer_is_an_error(rank: int, communicator: Communicator, device: str) -> None:
     """For who waits for its messages, and for who writes to it."""
-    exchange = _opened(communicator, device)
-    _complete_step(exchange, device, 2)
+    groups = [dist.new_group(timeout=5 * PATIENCE) for _ in range(2)]
+    waiting, writing = (communicator.open(group, torch.device(device)) for group in groups)
+    for exchange in (waiting, writing):
+        _complete_step(exchange, device, 2)
     if rank == 1:
         os._exit(0)
-    with pytest.raises(RingError):
-        exchange.post([], [Message(1, torch.empty(2, device=device), 4)]).wait()
-    with pytest.raises(RingError):
-        exchange.post([Message(1, torch.ones(1 << 20, device=device), 5)], []).wait()
+    with pytest.raises(PeerLost) as found:
+        waiting.post([], [Message(1, torch.empty(2, device=device), 4, step=5)]).wait()
+    _assert_about(found.value, peer=1, step=5, direction="receive")
+    large = torch.ones(1 << 22, device=device)
+    with pytest.raises(PeerLost) as found:
+        writing.post([Message(1, large, 5, step=6)], []).wait()
+    _assert_about(found.value, peer=1, step=6, direction="send")
+
+
+def _assert_about(error: RingError, *, peer: int, step: int, direction: str) -> None:
+    assert (error.rank, error.peer, error.step, error.direction) == (0, peer, step, direction)

@@ -36,11 +36,20 @@ def route_of(group: dist.ProcessGroup, device: torch.device) -> Route:
             expected="a process group that this process belongs to",
             got=f"a group without global rank {dist.get_rank()}",
         )
-    return choose(dist.get_backend_config(group), device.type)
+    backends = dist.get_backend_config(group)
+    route = choose(backends, device.type)
+    if route is None:
+        raise InvalidArgument(
+            "group",
+            expected=f"a process group that can carry {device.type} tensors",
+            got=f"one with the backends {backends}",
+            remedy="Create it with init_process_group('cpu:gloo,cuda:nccl')",
+        )
+    return route
 
 
-def choose(backends: str, device_type: str) -> Route:
-    """The route through a group whose backends are configured as `backends`.
+def choose(backends: str, device_type: str) -> Route | None:
+    """The route through a group whose backends are configured as `backends`; None: there is none.
 
     Args:
         backends: as `torch.distributed.get_backend_config` says: `"cpu:gloo,cuda:nccl"`.
@@ -54,10 +63,5 @@ def choose(backends: str, device_type: str) -> Route:
     if by_device.get(device_type) in GROUPED:
         return Route.GROUPED
     if by_device.get("cpu") is None:
-        raise InvalidArgument(
-            "group",
-            expected=f"a process group that can carry {device_type} tensors",
-            got=f"one with the backends {backends}",
-            remedy="Create it with init_process_group('cpu:gloo,cuda:nccl')",
-        )
+        return None
     return Route.DIRECT if device_type == "cpu" else Route.STAGED
