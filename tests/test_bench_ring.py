@@ -24,13 +24,14 @@ QUIET = os.environ | {"OMP_NUM_THREADS": "1"}
 SECONDS = 120
 
 
-def under_torchrun(*options: str, path: Path) -> tuple[subprocess.CompletedProcess[str], Any]:
+def under_torchrun(*options: str, path: Path) -> tuple[str, Any]:
     """What two ranks print and write."""
     command = [*TORCHRUN, *BENCH[1:], *TINY, *options, f"--json={path}"]
     done = subprocess.run(
         command, env=QUIET, capture_output=True, text=True, timeout=SECONDS, check=False
     )
-    return done, json.loads(path.read_text())
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str,
     """Two patterns with and without Hilbert, and zigzag: what is printed, what is written."""
     options = [f"--pattern={LONGNET}", "--pattern=Dense()", "--causal", "--compare"]
     path = tmp_path_factory.mktemp("bench") / "results" / "ring.json"
-    done, written = under_torchrun(*options, "--orderings=none,zigzag", path=path)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, written
+    return under_torchrun(*options, "--orderings=none,zigzag", path=path)
 
 
 def test_with_and_without_hilbert_means_pattern_and_storage_at_every_length(
@@ -115,8 +114,7 @@ def test_the_table_has_a_line_for_each_result(comparison: tuple[str, dict[str, A
 
 def test_patience_ends_the_growth_of_all_ranks_alike(tmp_path: Path) -> None:
     options = [f"--pattern={LONGNET}", "--patience=1e-9", "--no-backward", "--repeats=3"]
-    done, written = under_torchrun(*options, path=tmp_path / "ring.json")
-    assert done.returncode == 0, done.stderr
+    _, written = under_torchrun(*options, path=tmp_path / "ring.json")
     measured, ended = written["results"]
     assert len(measured["seconds"]["call"]["samples"]) == 1
     assert measured["bytes_as_planned"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from ringspan.api import attention, explain
 from ringspan.bench.configuration import Configuration, tokens_of
 from ringspan.bench.memory import shortage
-from ringspan.catalogue import configuration
+from ringspan.bench.notes import during
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.plan.layout import Layout
 
@@ -77,7 +76,7 @@ class Problem:
         """The gradients of query, key and value; none where only the forward is asked for."""
         if given.grad_out is None:
             return ()
-        with self._named():
+        with during(f"in the backward pass of {self.configuration}"):
             return torch.autograd.grad(out, given[:3], given.grad_out)
 
     def alone(self, given: Operands) -> Tensor:
@@ -95,18 +94,10 @@ class Problem:
 
     def _called(self, given: Operands, **ranks: Any) -> Tensor:
         q, k, v, grad_out = given
-        with self._named(), torch.set_grad_enabled(grad_out is not None):
+        with during(f"in {self.configuration}"), torch.set_grad_enabled(grad_out is not None):
             out = attention(q, k, v, **self.options, **ranks)
         assert isinstance(out, Tensor), "no lse was asked for"
         return out
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            error.add_note(f"(in {self.configuration}, {self.layout.N} tokens)")
-            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +163,6 @@ def _asked(problem: Problem, settings: Settings, world: World) -> Forecast | str
         return str(refusal)
     if not told.can_run:
         return "; ".join(str(each) for each in told.decisions.values() if not each.chosen)
-    dtype, trains = shown.query.dtype, settings.backward
-    wide = _gradient_itemsize(dtype) // dtype.itemsize if trains else 0
     costs = [report.cost for report in told.ranks]
     token = shown.nbytes // max(1, shown.query.shape[1])
     return Forecast(
@@ -181,9 +170,7 @@ def _asked(problem: Problem, settings: Settings, world: World) -> Forecast | str
         told.layout,
         told.flops,
         memory=tuple(report.rows * token + report.cost.memory for report in told.ranks),
-        received=tuple(
-            (1 + trains) * cost.bytes_received + wide * cost.bytes_sent for cost in costs
-        ),
+        received=tuple(cost.bytes_received + cost.backward_bytes_received for cost in costs),
         received_forward=tuple(cost.bytes_received for cost in costs),
     )
 
@@ -196,9 +183,3 @@ def _shown(settings: Settings, rows: int, world: World) -> Operands:
     heads, kv_heads = settings.heads, settings.kv_heads or settings.heads
     q, k = (grain.expand(settings.batch, rows, of, settings.head_dim) for of in (heads, kv_heads))
     return Operands(q, k, k, q.detach() if settings.backward else None)
-
-
-def _gradient_itemsize(dtype: torch.dtype) -> int:
-    """Bytes of an element of a gradient on its way, as the setting `gradient_wire` says."""
-    wide = configuration().get("gradient_wire").value == "wide"
-    return max(4, dtype.itemsize) if wide else dtype.itemsize

@@ -20,6 +20,7 @@ from ringspan.bench.accuracy import errors
 from ringspan.bench.communicators import communicators
 from ringspan.bench.configuration import Configuration, LeftOut, configurations
 from ringspan.bench.measuring import counted, interleaved
+from ringspan.bench.notes import during, told
 from ringspan.bench.problem import Attempt, attempted, operands
 from ringspan.bench.report import Report, Row, environment
 from ringspan.bench.settings import Settings, parsed
@@ -46,7 +47,8 @@ class Benchmark:
         """Measures all configurations at all lengths, each until it grows no further."""
         self._check()
         for N in self.settings.lengths:
-            self.report.rows += self._rows(N)
+            with during(f"at {N} tokens"):
+                self.report.rows += self._rows(N)
             self._tell(N)
 
     def _check(self) -> None:
@@ -129,19 +131,13 @@ def _report(settings: Settings, world: World) -> int:
         with _ended_in_order():
             Benchmark(settings, world, found, report).run()
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - it is told, with the rank
-        report.failure = _told(error, world)
+        report.failure = f"rank {world.rank} of {world.size}: {told(error)}"
         sys.stderr.write(f"{report.failure}\n")
     if world.rank == 0:
         report.save()
         sys.stdout.write(f"{report}\n")
     as_planned = all(row.bytes_as_planned for row in report.rows)
     return 0 if report.measured and as_planned and not report.failure else _WRONG
-
-
-def _told(error: BaseException, world: World) -> str:
-    notes = getattr(error, "__notes__", [])
-    what = f"{type(error).__name__}: {error}".strip(": ")
-    return " ".join([f"rank {world.rank} of {world.size}: {what}", *notes])
 
 
 @contextmanager
