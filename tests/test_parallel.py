@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ringspan import parallel
-from ringspan.errors import InvalidArgument, RanksDisagree
+from ringspan.errors import InvalidArgument, RanksDisagree, RingError
+from ringspan.testing.ranks import Ring
 from torch.distributed.device_mesh import init_device_mesh
 
 WORLD_SIZES = (2, 3, 4)
@@ -269,6 +272,23 @@ def told(call: Any) -> str:
 )
 def test_ranks_that_gather_different_things_are_all_told_what(run_ring: Any, field: str) -> None:
     assert run_ring(2, disagree, field) == [field] * 2
+
+
+def gather_with_the_dead(rank: int) -> tuple[str, int | None]:
+    layout = rs.Layout(8, 2)
+    x = torch.ones(1, 4)
+    parallel.gather(x, layout)  # the ranks agree while both are there
+    if rank == 1:
+        os._exit(1)
+    with pytest.raises(RingError) as refusal:
+        parallel.gather(x, layout)
+    return refusal.value.expected, refusal.value.rank
+
+
+def test_a_rank_that_died_is_an_error_of_our_tree() -> None:
+    with contextlib.closing(Ring(2)) as ring:
+        (answer,) = ring.run(gather_with_the_dead, answers=1)
+    assert answer == ("all 2 ranks of the group in an all-gather", 0)
 
 
 def refused(rank: int) -> list[str]:
