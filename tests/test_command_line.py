@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROBLEM = ["--n", "16384", "--segments", "2048,16384", "--rates", "1,8", "--causal"]
-FIRST_PARTY = {"manual", "sdpa", "identity", "hilbert", "isend"}
+FIRST_PARTY = {
+    "manual", "sdpa", "identity", "hilbert", "balanced", "isend", "nccl", "host",
+}  # fmt: skip
 
 
 def ringspan(*arguments: str) -> str:

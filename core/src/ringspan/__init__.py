@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ringspan import errors, nn
+    from ringspan import errors, nn, parallel
     from ringspan.api import Inputs, attention, explain, last_run, use
     from ringspan.contracts.documents import Documents
     from ringspan.contracts.tokens import Coordinates, Grid
@@ -43,7 +43,7 @@ _HOMES = {
     "last_run": "ringspan.api",
     "use": "ringspan.api",
 }
-_MODULES = ("compat", "decoding", "errors", "nn")
+_MODULES = ("compat", "decoding", "errors", "nn", "parallel")
 
 __all__ = [
     "Along",
@@ -65,6 +65,7 @@ __all__ = [
     "explain",
     "last_run",
     "nn",
+    "parallel",
     "use",
 ]
 

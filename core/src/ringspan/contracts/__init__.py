@@ -27,8 +27,8 @@ from ringspan.contracts.errors import (
     PluginError,
     RanksDisagree,
     RingError,
-    RingTimeout,
     RingspanError,
+    RingTimeout,
     UnknownProvider,
 )
 from ringspan.contracts.held import Held

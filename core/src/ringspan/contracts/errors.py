@@ -12,8 +12,8 @@ from ringspan_registry.errors import (
     PluginError,
     RanksDisagree,
     RingError,
-    RingTimeout,
     RingspanError,
+    RingTimeout,
     UnknownProvider,
 )
 
