@@ -22,7 +22,8 @@ from torch import Tensor
 
 from tests.front_door import exact
 
-ORDERINGS = ("identity", "snake", "hilbert")
+ORDERINGS = ("identity", "zigzag", "striped")
+ORDERINGS_OF_GRIDS = (*ORDERINGS, "snake", "hilbert")
 Shape = dict[str, Any]
 
 
@@ -77,9 +78,8 @@ def bytes_by_formula(case: Case, layout: rs.Layout, rank: int) -> int:
 @st.composite
 def shapes(draw: st.DrawFn, case: Case, world_size: int) -> Shape:
     """Arguments of a layout: even, weighted, or any sizes, empty shards included."""
-    shape: Shape = {"world_size": world_size}
-    if case.grid:
-        shape["ordering"] = draw(st.sampled_from(ORDERINGS))
+    orderings = ORDERINGS_OF_GRIDS if case.grid else ORDERINGS
+    shape: Shape = {"world_size": world_size, "ordering": draw(st.sampled_from(orderings))}
     kind = draw(st.sampled_from(("even", "weights", "sizes")))
     if kind == "weights":
         shape["weights"] = tuple(float(1 + rank) for rank in range(world_size))

@@ -43,6 +43,8 @@ class Batch:
     """`[T, Lq]` for `INTERVAL`"""
     high: Ints | None = None
     seen: Bitmaps | None = None
+    keys_overlap: bool = False
+    """Whether two of the tiles may have keys in common."""
 
     def seen_keys(self) -> Ints:
         """All keys that some query sees; bitmaps have columns that nobody does."""
@@ -102,8 +104,9 @@ class Cells:
     def batches(self, rows: int | None = None, *, rectangles: bool = False) -> Iterator[Batch]:
         """Equal tiles together; rows that see nothing and keys that nobody sees are dropped.
 
-        Tiles are first cut into pieces of at most `rows` queries with the keys that those see;
-        with `rectangles`, wherever a query sees other keys than the one before.
+        Tiles are first cut into pieces of at most `rows` queries with the keys that those see,
+        unless all see the same; with `rectangles`, wherever a query sees other keys than the one
+        before.
         """
         if self.low is None or self.high is None:
             if self.seen is None:
@@ -154,6 +157,7 @@ class _Bands:
     key_start: Ints
     key_length: Ints
     step: int | None
+    keys_overlap: bool
 
     @classmethod
     def of(cls, cells: Cells, rows: int | None, rectangles: bool) -> _Bands:
@@ -167,10 +171,10 @@ class _Bands:
         if rectangles:
             breaks |= (low[1:] != low[:-1]) | (high[1:] != high[:-1])
         runs = np.union1d(bounds, np.flatnonzero(breaks) + 1)
-        run, start, length = _pieces(runs, rows)
+        run, start, length = _pieces(runs, _most_rows(cells, low, high, runs, rows))
         tile = np.searchsorted(bounds, runs[run], side="right") - 1
         if not len(start):
-            return cls(query, cells.key.rows, low, high, start, length, start, length, None)
+            return cls(query, cells.key.rows, low, high, start, length, start, length, None, False)
         first = np.minimum.reduceat(low, start)
         last = np.maximum.reduceat(high, start)
         moved = np.repeat(first, length)
@@ -184,6 +188,7 @@ class _Bands:
             cells.key.bounds[tile] + first,
             last - first,
             cells.step if cells.seen is None and sees.all() else None,
+            len(start) >= len(runs),
         )
 
     def cases(self) -> Ints:
@@ -209,9 +214,13 @@ class _Bands:
         if case is MaskCase.INTERVAL:
             rows = self.query_start[tiles, None] + np.arange(query_length)
             low, high = self.low[rows], self.high[rows]
-        query = self._rows(self.query, self.query_start[tiles], query_length)
         return Batch(
-            query, self._rows(self.key, self.key_start[tiles], key_length), case, low, high
+            self._rows(self.query, self.query_start[tiles], query_length),
+            self._rows(self.key, self.key_start[tiles], key_length),
+            case,
+            low,
+            high,
+            keys_overlap=self.keys_overlap,
         )
 
     def _rows(self, rows: Ints, start: Ints, length: int) -> Ints | Lines:
@@ -221,15 +230,24 @@ class _Bands:
         return some
 
 
-def _pieces(bounds: Ints, rows: int | None) -> tuple[Ints, Ints, Ints]:
+def _most_rows(cells: Cells, low: Ints, high: Ints, runs: Ints, rows: int | None) -> Ints:
+    """For each run, into pieces of how many rows it is cut."""
+    lengths = np.diff(runs)
+    if rows is None:
+        return lengths
+    first, last = runs[:-1], runs[1:] - 1
+    flat = (low[first] == low[last]) & (high[first] == high[last])
+    # Bitmaps are bounded by the rows of a tile, whatever it is that the rows see.
+    return np.where(flat & (cells.seen is None), lengths, rows)
+
+
+def _pieces(bounds: Ints, rows: Ints) -> tuple[Ints, Ints, Ints]:
     """Runs cut into pieces of at most `rows`: the number of the run, the start and the length."""
-    lengths = np.diff(bounds)
-    size = int(lengths.max(initial=0)) if rows is None else rows
-    counts = -(-lengths // max(1, size))
-    tile = np.repeat(np.arange(len(lengths)), counts)
+    counts = -(-np.diff(bounds) // np.maximum(rows, 1))
+    tile = np.repeat(np.arange(len(counts)), counts)
     number = np.arange(len(tile)) - np.repeat(np.cumsum(counts) - counts, counts)
-    start = bounds[tile] + number * size
-    return tile, start, np.minimum(bounds[tile + 1] - start, size)
+    start = bounds[tile] + number * rows[tile]
+    return tile, start, np.minimum(bounds[tile + 1] - start, rows[tile])
 
 
 def _bitmap_batches(batch: Batch, seen: Callable[[Ints, Ints], Bools]) -> Iterator[Batch]:

@@ -30,6 +30,8 @@ __all__ = ["Cut", "cut", "spares_intervals"]
 
 _FEWEST_ROWS, _MOST_ROWS = 64, 1024
 """Query rows of a window's tile: about half as many as a query sees, within these bounds."""
+_STAIRS = 8
+"""Pieces of a staircase: one rectangle is twice its area, so many together an eighth more."""
 
 
 class Cut(ABC):
@@ -53,6 +55,7 @@ class _CliquesCut(Cut):
         self._sets = part.sets.listed().ascending()
         # A run of queries holds no key of another rank, so all of it sees the same keys.
         self._rectangles = queries is keys and queries.few_runs
+        self._triangles = queries is keys and spares_intervals(part, keys)
 
     def cells(self, query_rank: int, key_rank: int, *, causal: bool) -> Cells:
         query, _ = self._queries.held(self._sets, query_rank)
@@ -66,7 +69,9 @@ class _CliquesCut(Cut):
                 yield Batch(batch.query, batch.key, MaskCase.CAUSAL)
         else:
             cells = self.cells(query_rank, key_rank, causal=causal)
-            yield from cells.batches(rectangles=self._rectangles)
+            longest = int(np.diff(cells.query.bounds).max(initial=0))
+            rows = None if self._triangles else max(_FEWEST_ROWS, -(-longest // _STAIRS))
+            yield from cells.batches(rows, rectangles=self._rectangles)
 
 
 class _WindowsCut(Cut):

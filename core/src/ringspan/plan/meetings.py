@@ -165,7 +165,7 @@ class Meetings:
                     seen=batch.seen,
                     batch=shared,
                     apart=apart,
-                    keys_overlap=not isinstance(part, Cliques),
+                    keys_overlap=batch.keys_overlap or not isinstance(part, Cliques),
                 )
 
 
