@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from over_gloo import GlooCarrier, OverGloo
+from over_gloo import Broken, GlooCarrier, Mute, OverGloo, Unconnected
 from ringspan.contracts import (
     Communicator,
     Exchange,
@@ -22,6 +22,10 @@ from ringspan.contracts import (
     RingError,
     RingTimeout,
 )
+from ringspan_nccl import Nccl, NcclSettings
+from ringspan_nccl.exchange import NcclExchange
+from ringspan_nccl.flights import Flight
+from ringspan_nccl.parcels import Parcel, Ticket
 
 CPU = torch.device("cpu")
 PATIENCE = timedelta(seconds=2)
@@ -51,8 +55,13 @@ def length(sender: int, receiver: int, tag: int) -> int:
     return (7 * sender + 3 * receiver + tag) % 5
 
 
+def filled(size: int, content: int, device: torch.device) -> torch.Tensor:
+    return torch.full((size,), content, dtype=torch.int32, device=device)
+
+
 def crossing(exchange: Exchange, tags: int, *, seed: int) -> None:
     """Everybody sends everybody else `tags` messages, posted in an order of its own."""
+    assert isinstance(exchange, NcclExchange)
     rank = exchange.rank
     shuffled = random.Random(1000 * seed + rank).shuffle
     pairs = [
@@ -61,13 +70,13 @@ def crossing(exchange: Exchange, tags: int, *, seed: int) -> None:
     sends = [
         Message(
             peer,
-            torch.full((length(rank, peer, tag),), value(rank, peer, tag), dtype=torch.int32),
+            filled(length(rank, peer, tag), value(rank, peer, tag), exchange.device),
             tag,
         )
         for peer, tag in pairs
     ]
     received = {
-        (peer, tag): torch.zeros(length(peer, rank, tag), dtype=torch.int32) for peer, tag in pairs
+        (peer, tag): filled(length(peer, rank, tag), 0, exchange.device) for peer, tag in pairs
     }
     receives = [Message(peer, buffer, tag) for (peer, tag), buffer in received.items()]
     shuffled(sends)
@@ -125,6 +134,7 @@ def two_exchanges_of_one_group_do_not_mix(rank: int) -> None:
     second.post([Message(peer, torch.full((3,), 2.0), 0)], [Message(peer, got_second, 0)]).wait()
     assert (got_second == 2).all()
     assert (got_first == 0).all()
+    dist.barrier()
     if rank == 1:
         early = first.post([Message(peer, torch.full((3,), 1.0), 0)], [])
     early.wait()
@@ -258,9 +268,83 @@ def a_dead_peer_is_lost(rank: int, communicator: Communicator) -> None:
         exchange.post([Message(1 - rank, torch.ones(4), 8)], [])
 
 
+def a_batch_that_does_not_start_is_named(rank: int) -> None:
+    """And what cannot be ended is said in a note."""
+    exchange = impatient(Broken())
+    if rank == 0:
+        messages = [Message(1, torch.ones(2), 3, step=4)]
+        with pytest.raises(RingError, match="ncclInvalidUsage") as found:
+            exchange.post(messages, [])
+        assert_about(found.value, RingError, rank=0, peer=1, step=4, direction="send")
+        assert found.value.__notes__ == ["What was on its way could not be ended: stuck"]
+        assert exchange.bytes_sent == 0
+        with pytest.raises(RingError, match="Nothing travels since that failure"):
+            exchange.post(messages, [])
+
+
+def ranks_that_cannot_be_connected_are_an_error(rank: int) -> None:
+    group = dist.new_group(timeout=PATIENCE)
+    with pytest.raises(RingTimeout, match=f"rank {rank}: expected every rank to open the ring"):
+        Mute().open(group, CPU)
+    with pytest.raises(RingError, match=r"expected a connection to every rank .* got no route"):
+        Unconnected().open(group, CPU)
+
+
 def a_rank_that_does_not_open_is_named(rank: int) -> None:
     group = dist.new_group(timeout=PATIENCE)
     if rank == 0:
         with pytest.raises(RingTimeout, match="rank 1 to open the ring over NCCL too") as found:
             OverGloo().open(group, CPU)
         assert_about(found.value, RingTimeout, rank=0, peer=1)
+
+
+def messages_to_itself_travel_over_nccl(rank: int) -> None:
+    """One GPU is enough for this: the exchange refuses it, its carrier does not."""
+    exchange = Nccl().open(everyone(), torch.device("cuda", 0))
+    assert isinstance(exchange, NcclExchange)
+    for step in range(20):
+        sent, received = filled(1000, step, exchange.device), filled(1000, -1, exchange.device)
+        parcels = [
+            Parcel(Ticket("send", 0, step), sent.view(torch.uint8)),
+            Parcel(Ticket("receive", 0, step), received.view(torch.uint8)),
+        ]
+        flight = Flight(parcels=parcels)
+        exchange._flights.make_room(3)
+        exchange._flights.start(flight, [parcels])
+        exchange._flights.follow(flight)
+        assert (received == step).all()
+    exchange._flights.land(flight)
+    assert flight.has_landed()
+
+
+def messages_cross_over_nccl(rank: int) -> None:
+    exchange = Nccl().open(everyone(), torch.device("cuda", rank))
+    for seed, tags in enumerate((1, 300, 3)):
+        crossing(exchange, tags, seed=seed)
+
+
+def a_silent_peer_over_nccl_is_named(rank: int) -> None:
+    """And what waited for it on the device does not wait any more."""
+    nccl = Nccl()
+    nccl.section = NcclSettings(blocking=True)
+    device = torch.device("cuda", rank)
+    exchange = nccl.open(dist.new_group(timeout=timedelta(seconds=20)), device)
+    if rank == 0:
+        pending = exchange.post([], [Message(1, filled(4, 0, device), 3, step=5)])
+        with pytest.raises(RingTimeout) as found:
+            pending.wait()
+        assert_about(found.value, RingTimeout, rank=0, peer=1, step=5, direction="receive")
+        torch.cuda.synchronize(device)
+
+
+def a_dead_peer_over_nccl_is_lost(rank: int) -> None:
+    nccl = Nccl()
+    nccl.section = NcclSettings(blocking=True)
+    exchange = nccl.open(everyone(), torch.device("cuda", rank))
+    crossing(exchange, 2, seed=5)
+    if rank == 1:
+        die()
+    pending = exchange.post([], [Message(1, filled(4, 0, torch.device("cuda", 0)), 3, step=5)])
+    with pytest.raises(PeerLost) as found:
+        pending.wait()
+    assert_about(found.value, PeerLost, rank=0, peer=1, step=5, direction="receive")

@@ -85,6 +85,30 @@ class DeafCarrier(GlooCarrier):
     deaf = True
 
 
+class BrokenCarrier(GlooCarrier):
+    """Starts nothing, and cannot even be ended."""
+
+    def start(self, batch: Sequence[Parcel]) -> Work:
+        raise RuntimeError("ncclInvalidUsage: unmatched")
+
+    def abort(self) -> None:
+        raise RuntimeError("stuck")
+
+
+class MuteCarrier(GlooCarrier):
+    """Its ranks never find each other."""
+
+    def warm_up(self) -> Work:
+        return Batch()
+
+
+class UnconnectedCarrier(GlooCarrier):
+    """Finds out that its ranks cannot be connected."""
+
+    def warm_up(self) -> Work:
+        raise RuntimeError("no route to host")
+
+
 class OverGloo(Nccl):
     """The communicator over gloo."""
 
@@ -107,3 +131,15 @@ class Deaf(OverGloo):
     """The same, not noticing who is gone."""
 
     carrier: ClassVar[type[Carrier]] = DeafCarrier
+
+
+class Broken(OverGloo):
+    carrier: ClassVar[type[Carrier]] = BrokenCarrier
+
+
+class Mute(OverGloo):
+    carrier: ClassVar[type[Carrier]] = MuteCarrier
+
+
+class Unconnected(OverGloo):
+    carrier: ClassVar[type[Carrier]] = UnconnectedCarrier

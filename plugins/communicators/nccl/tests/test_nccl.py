@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import nccl_scenarios as scenarios
 import pytest
@@ -57,6 +57,11 @@ def rings() -> Iterator[dict[int, Ring]]:
         (scenarios.outsiders_and_other_groups_are_refused, 3),
         (scenarios.tensors_live_until_they_are_waited_for, 3),
         (scenarios.the_host_runs_ahead_of_a_peer_that_comes, 2),
+        (scenarios.ranks_that_cannot_be_connected_are_an_error, 2),
+        (scenarios.a_batch_that_does_not_start_is_named, 2),
+        (scenarios.a_rank_that_does_not_open_is_named, 2),
+        (scenarios.the_host_does_not_run_ahead_of_a_silent_peer, 2),
+        (scenarios.a_silent_peer_is_named, 2),
     ],
     ids=lambda each: getattr(each, "__name__", None),
 )
@@ -66,22 +71,10 @@ def test_between_ranks(
     rings[world_size].run(scenario)
 
 
-@pytest.mark.parametrize(
-    ("scenario", "world_size", "arguments"),
-    [
-        (scenarios.a_silent_peer_is_named, 2, ()),
-        (scenarios.the_host_does_not_run_ahead_of_a_silent_peer, 2, ()),
-        (scenarios.a_rank_that_does_not_open_is_named, 2, ()),
-        (scenarios.a_dead_peer_is_lost, 3, (OverGloo(),)),
-        (scenarios.a_dead_peer_is_lost, 3, (Deaf(),)),
-    ],
-    ids=lambda each: getattr(each, "__name__", None),
-)
-def test_failure(
-    scenario: Callable[..., None], world_size: int, arguments: tuple[Any, ...]
-) -> None:
-    with contextlib.closing(Ring(world_size)) as ring:
-        ring.run(scenario, *arguments, answers=min(2, world_size))
+@pytest.mark.parametrize("communicator", [OverGloo(), Deaf()], ids=["noticed", "unnoticed"])
+def test_a_dead_peer_is_lost(communicator: Communicator) -> None:
+    with contextlib.closing(Ring(3)) as ring:
+        ring.run(scenarios.a_dead_peer_is_lost, communicator, answers=2)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +118,13 @@ def test_what_torch_says_is_understood(text: str, kind: type[RingError]) -> None
 )
 def test_every_reason_is_given(link: Link, reasons: list[str]) -> None:
     assert list(Nccl().reasons_against(link)) == reasons
+
+
+def test_settings_are_the_plugins_section_of_the_configuration() -> None:
+    nccl = Nccl()
+    assert nccl._configured == NcclSettings(run_ahead=8, blocking=False)
+    nccl.section = NcclSettings(run_ahead=2, blocking=True)
+    assert nccl._configured is nccl.section
 
 
 def test_virtual_ranks_are_refused_by_name() -> None:
