@@ -54,10 +54,10 @@ class HostPool:
             return buffer
         self.allocations += 1
         on_device = self._device.type != "cpu"
-        return HostBuffer(
-            torch.empty(capacity, dtype=torch.uint8, pin_memory=on_device),
-            torch.Event(self._device) if on_device else None,
-        )
+        # Whatever mode the caller is in: later ones may be in another.
+        with torch.inference_mode(False):
+            memory = torch.empty(capacity, dtype=torch.uint8, pin_memory=on_device)
+        return HostBuffer(memory, torch.Event(self._device) if on_device else None)
 
     def give_back(self, buffer: HostBuffer) -> None:
         """Makes it available again once the device has done the copies queued so far."""
