@@ -111,5 +111,5 @@ def _summed_rows(x: Tensor, layout: Layout, group: dist.ProcessGroup, dim: int) 
     """Added in order of rank, in float32 where x is 16-bit."""
     rows = x.movedim(dim, 0)
     if not layout.contiguous:
-        rows = rows.index_select(0, torch.from_numpy(layout.order).to(x.device))
+        rows = rows.index_select(0, torch.from_numpy(layout.order.copy()).to(x.device))
     return to_each(rows, layout.sizes, group).sum(0).movedim(0, dim).contiguous()
