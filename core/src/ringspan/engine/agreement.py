@@ -17,7 +17,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ringspan.contracts.errors import RanksDisagree
+from ringspan.contracts.errors import RanksDisagree, RingError, RingTimeout
 
 if TYPE_CHECKING:
     import torch
@@ -42,13 +42,24 @@ def agree(group: dist.ProcessGroup, facts: Facts, device: torch.device) -> int:
         messages.
 
     Raises:
-        RanksDisagree: naming the ranks and the first field that differs, or the rank that did
-            not come within the group's timeout.
+        RanksDisagree: naming the ranks and the first field that differs.
+        RingTimeout: naming the rank that did not come within the group's timeout.
+        RingError: the group's store does not answer.
     """
     agreed = _groups.setdefault(group, _Agreed())
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     if digest not in agreed.known:
-        _Round(group, facts, digest, agreed, _patience(group, device)).meet()
+        from torch.distributed import DistError
+
+        try:
+            _Round(group, facts, digest, agreed, _patience(group, device)).meet()
+        except DistError as error:
+            raise RingError(
+                f"group of rank {group.rank()}",
+                expected="an answer from the group's store",
+                got=str(error).partition("\n")[0],
+                remedy="The process that hosts it is gone: rank 0, plainly launched",
+            ) from error
         agreed.known.add(digest)
     return int(digest[:5], 16)
 
@@ -95,7 +106,7 @@ class _Round:
         for position, peer in enumerate(peers):
             try:
                 self._wait_for(peer)
-            except RanksDisagree:
+            except (RanksDisagree, RingTimeout):
                 # A later call with these facts must not take this rank for having come, nor what
                 # the others publish in this round for their next.
                 self._store.delete_key(self._place(self._rank))
@@ -112,14 +123,20 @@ class _Round:
         nap = 0.001
         while not self._came(peer):
             if time.monotonic() > self._deadline:
-                raise RanksDisagree(
-                    "group",
-                    expected=f"rank {peer} to enter the same attention call as rank {self._rank}",
-                    got=f"nothing from rank {peer} within the group's timeout",
-                    remedy="Call attention on every rank of the group, with the same arguments",
-                )
+                raise self._silent(peer)
             time.sleep(nap)
             nap = min(2 * nap, _LONGEST_NAP)
+
+    def _silent(self, peer: int) -> RingTimeout:
+        error = RingTimeout(
+            "group",
+            expected=f"rank {peer} to enter the same attention call as rank {self._rank}",
+            got=f"nothing from rank {peer} within the group's timeout",
+            remedy="Call attention on every rank of the group, with the same arguments",
+        )
+        # Before the first step: nothing has been sent yet.
+        error.rank, error.peer, error.step, error.direction = self._rank, peer, 0, "receive"
+        return error
 
     def _take_notice_of(self, peers: list[int]) -> None:
         """Marks what the peers publish in this round as seen, waiting a moment for each."""
