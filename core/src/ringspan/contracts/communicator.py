@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ringspan_registry.provider import Provider
 
@@ -43,8 +43,8 @@ class Message:
 
     `tensor` is contiguous and stays untouched until the exchange is waited for. `peer` is a
     rank *of the group*. Messages between the same two ranks in flight at once have different
-    tags; both sides give a message the same tag and the same number of bytes. `step` of the ring
-    is for errors alone.
+    tags, from 0 to `2**30 - 1`; both sides give a message the same tag and the same number of
+    bytes. `step` of the ring is for errors alone.
     """
 
     peer: int
@@ -94,14 +94,27 @@ class Communicator(Provider):
     virtual: ClassVar[bool] = False
     """Whether it serves virtual ranks, all in this process, instead of a process group."""
 
+    def reasons_against(self, problem: Any) -> Iterable[str]:
+        """Every reason why this communicator cannot serve `problem`, a `Link`.
+
+        Here: that ranks are virtual, or that they are not. Override it for more.
+        """
+        link: Link = problem
+        if link.virtual and not self.virtual:
+            yield f"{link.world_size} virtual ranks in one process (supported: a process group)"
+        if self.virtual and not link.virtual:
+            yield f"{link} (supported: virtual ranks of one process)"
+
     @abstractmethod
     def open(self, group: dist.ProcessGroup | None, device: torch.device) -> Exchange:
         """An exchange for tensors on `device` between the ranks of `group`.
 
         Asked once per group and device, by all ranks of the group together, so it may be a
-        collective. A virtual communicator gets no group: both ends of every message are posted in
-        one call, and `post` copies each send into the receive of equal tag, between host and
-        device memory.
+        collective. It is used from any thread, one at a time: torch runs backward passes on GPUs
+        in threads of its own. A virtual communicator gets no group: both ends of every message are
+        posted in one call, all with peer 0, and `post` copies each send into the receive of equal
+        tag, between host and device memory. What reaches the device counts as received and what
+        leaves it as sent; where the device is the CPU, each copy is both.
         """
 
     def shards(self, N: int) -> int:

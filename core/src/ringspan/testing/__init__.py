@@ -5,9 +5,12 @@
 - `accuracy`: the one rule that says whether a result is exact for its dtype.
 - `configuration`: one problem as data, with its random tensors.
 - `strategies`: hypothesis strategies for configurations that have broken others.
-- `toy`: an attention backend of a few lines, for tests of what is above backends.
+- `toy`, `toy_communicator`: a backend and a communicator of a few lines, to test what is above.
+- `delayed`: a communicator whose messages take a set time.
+- `site`: plugins that are installed for a while.
 - `suites`: the conformance kit, one class of standard tests per kind of provider.
 - `ranks`: real processes, one per rank.
+- `loopback`: threads, one per rank: many world sizes in no time.
 - `pytest_plugin`: guards the standard tests, and reports what they found.
 """
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from ringspan.testing.suites.base import omitted, replaces
     from ringspan.testing.suites.communicator import CommunicatorSuite
     from ringspan.testing.suites.ordering import GeometricOrderingSuite, OrderingSuite
+    from ringspan.testing.suites.virtual_communicator import VirtualCommunicatorSuite
 
 _HOMES = {
     "AttentionBackendSuite": "suites.attention_backend",
@@ -29,6 +33,7 @@ _HOMES = {
     "Measurement": "accuracy",
     "OrderingSuite": "suites.ordering",
     "ReferenceResult": "formula",
+    "VirtualCommunicatorSuite": "suites.virtual_communicator",
     "Yardstick": "accuracy",
     "assert_exact": "accuracy",
     "measure": "accuracy",
@@ -45,6 +50,7 @@ __all__ = [
     "Measurement",
     "OrderingSuite",
     "ReferenceResult",
+    "VirtualCommunicatorSuite",
     "Yardstick",
     "assert_exact",
     "measure",

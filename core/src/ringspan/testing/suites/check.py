@@ -16,12 +16,13 @@ from unittest import mock
 
 import pytest
 
-from ringspan.contracts import InvalidArgument, Provider, RingspanError
+from ringspan.contracts import Communicator, InvalidArgument, Provider, RingspanError
 from ringspan.testing.pytest_plugin import verdict_of
 from ringspan.testing.suites.attention_backend import AttentionBackendSuite
 from ringspan.testing.suites.base import Suite
 from ringspan.testing.suites.communicator import CommunicatorSuite
 from ringspan.testing.suites.ordering import OrderingSuite
+from ringspan.testing.suites.virtual_communicator import VirtualCommunicatorSuite
 
 __all__ = ["Checked", "Offered", "being_checked", "check", "suite_of"]
 
@@ -81,7 +82,10 @@ def suite_of(offered: Offered) -> type[Suite]:
     def under_test(self: Suite) -> Provider:
         return offered.provider
 
-    return type(offered.title, (SUITES[offered.kind],), {offered.kind: under_test})
+    suite = SUITES[offered.kind]
+    if isinstance(offered.provider, Communicator) and offered.provider.virtual:
+        suite = VirtualCommunicatorSuite
+    return type(offered.title, (suite,), {offered.kind: under_test})
 
 
 def check(everything: Sequence[Offered], *, select: str = "", quiet: bool = False) -> list[Checked]:

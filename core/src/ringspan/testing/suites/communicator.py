@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import pytest
 
-from ringspan.contracts import Communicator, DeviceInfo, Provider
+from ringspan.contracts import Communicator, DeviceInfo, Link, Provider
 from ringspan.testing.ranks import Ring
 from ringspan.testing.suites import scenarios
 from ringspan.testing.suites.devices import device_name
@@ -81,6 +81,14 @@ class CommunicatorSuite(ProviderSuite, published=True):
 
         return run
 
+    def test_virtual_ranks_are_refused_with_reasons(
+        self, communicator: Communicator, device: DeviceInfo, verdict: Verdict
+    ) -> None:
+        """Never silently one for the other; a process group of unknown backends is not."""
+        assert not communicator.virtual, "VirtualCommunicatorSuite is for virtual ranks"
+        assert not list(communicator.reasons_against(Link(device.type, 2)))
+        verdict.refused(*communicator.reasons_against(Link(device.type, 2, virtual=True)))
+
     @each_world_size
     def test_the_exchange_knows_its_group(self, run: Run, world_size: int) -> None:
         """Its rank and world size; no bytes have travelled yet."""
@@ -107,8 +115,23 @@ class CommunicatorSuite(ProviderSuite, published=True):
         run(world_size, scenarios.bytes_are_counted)
 
     @each_world_size
+    def test_one_exchange_serves_many_calls(self, run: Run, world_size: int) -> None:
+        """It is opened once for a group; bytes are counted over all calls."""
+        run(world_size, scenarios.one_exchange_serves_many_calls)
+
+    @each_world_size
+    def test_buffers_are_used_again_once_waited_for(self, run: Run, world_size: int) -> None:
+        """What was sent may be overwritten at once."""
+        run(world_size, scenarios.buffers_are_used_again)
+
+    @each_world_size
+    def test_messages_are_parts_of_larger_memory(self, run: Run, world_size: int) -> None:
+        """What lies beside them stays as it was."""
+        run(world_size, scenarios.messages_are_parts_of_larger_memory)
+
+    @each_world_size
     def test_tags_match_whatever_the_posting_order(self, run: Run, world_size: int) -> None:
-        """Messages between the same two ranks are told apart."""
+        """Messages between the same two ranks are told apart, by tags up to `2**30 - 1`."""
         run(world_size, scenarios.tags_match_in_any_order)
 
     @each_world_size
@@ -137,6 +160,21 @@ class CommunicatorSuite(ProviderSuite, published=True):
     def test_what_is_sent_stays_alive_until_it_has_arrived(self, run: Run, world_size: int) -> None:
         """Also where nobody else holds it."""
         run(world_size, scenarios.tensors_stay_alive)
+
+    @each_world_size
+    def test_nothing_is_kept_of_what_was_waited_for(self, run: Run, world_size: int) -> None:
+        """The exchange lives as long as its group."""
+        run(world_size, scenarios.nothing_is_kept)
+
+    @each_world_size
+    def test_another_thread_posts_and_waits(self, run: Run, world_size: int) -> None:
+        """Backward passes on GPUs run in a thread of torch's."""
+        run(world_size, scenarios.another_thread_posts_and_waits)
+
+    @each_world_size
+    def test_inference_mode_changes_nothing(self, run: Run, world_size: int) -> None:
+        """Whether tensors were made inside or outside of it."""
+        run(world_size, scenarios.inference_mode_changes_nothing)
 
     @each_world_size
     def test_bad_messages_are_refused_before_anything_is_posted(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ringspan.contracts import (
     Communicator,
@@ -25,12 +29,18 @@ __all__ = [
     "a_dead_peer_is_an_error",
     "a_silent_peer_is_an_error",
     "a_tag_that_nobody_sends_is_an_error",
+    "another_thread_posts_and_waits",
     "bad_messages_are_refused",
+    "buffers_are_used_again",
     "bytes_are_counted",
     "empty_messages_arrive",
     "every_dtype_travels",
     "everybody_writes_to_everybody",
+    "inference_mode_changes_nothing",
     "large_messages_cross",
+    "messages_are_parts_of_larger_memory",
+    "nothing_is_kept",
+    "one_exchange_serves_many_calls",
     "peers_are_ranks_of_the_group",
     "posting_does_not_wait",
     "tags_match_in_any_order",
@@ -62,9 +72,13 @@ def _opened(communicator: Communicator, device: str) -> Exchange:
 def _rows(
     sender: int, receiver: int, *shape: int, device: str, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """What `sender` sends to `receiver`: both can compute it, to the bit."""
+    """What `sender` sends to `receiver`: any bits at all, which both can compute."""
     draw = torch.Generator().manual_seed(100 * sender + receiver)
-    return (10 * torch.randn(shape, generator=draw)).to(dtype).to(device)
+    if dtype == torch.bool:
+        return (torch.rand(shape, generator=draw) < 0.5).to(device)
+    wide = (*shape[:-1], shape[-1] * dtype.itemsize)
+    bits = torch.randint(256, wide, dtype=torch.uint8, generator=draw)
+    return bits.view(dtype).to(device)
 
 
 def _assert_same_bits(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -139,19 +153,115 @@ def bytes_are_counted(rank: int, communicator: Communicator, device: str) -> Non
         assert exchange.bytes_received == times * 6 * (below + 1)
 
 
-def tags_match_in_any_order(rank: int, communicator: Communicator, device: str) -> None:
-    """Each side posts its messages in an order of its own."""
+def one_exchange_serves_many_calls(rank: int, communicator: Communicator, device: str) -> None:
+    """Of all sizes, one after another, with the same tag; bytes are counted over all of them."""
+    exchange = _opened(communicator, device)
+    moved = 0
+    for call in range(50):
+        rows = 1 + 37 * call % 11
+        _complete_step(exchange, device, rows, 2)
+        moved += 8 * rows * (exchange.world_size > 1)
+        assert (exchange.bytes_sent, exchange.bytes_received) == (moved, moved)
+
+
+def buffers_are_used_again(rank: int, communicator: Communicator, device: str) -> None:
+    """What was waited for is overwritten at once, and sent and filled again."""
     exchange = _opened(communicator, device)
     size = exchange.world_size
     if size == 1:
         return
     above, below = (rank + 1) % size, (rank - 1) % size
-    tags = (3, 1, 2)
-    sends = [Message(above, torch.full((4,), 1.0 * tag, device=device), tag) for tag in tags]
-    received = {tag: torch.zeros(4, device=device) for tag in sorted(tags)}
+    sent, received = (torch.empty(1 << 14, device=device) for _ in range(2))
+    for call in range(20):
+        sent.fill_(100 * rank + call)
+        exchange.post([Message(above, sent, 0)], [Message(below, received, 0)]).wait()
+        sent.fill_(-1)
+        assert (received == 100 * below + call).all()
+
+
+def messages_are_parts_of_larger_memory(rank: int, communicator: Communicator, device: str) -> None:
+    """Slices of two buffers of bytes, at odd places; what lies beside them stays as it was."""
+    exchange = _opened(communicator, device)
+    size = exchange.world_size
+    if size == 1:
+        return
+    above, below = (rank + 1) % size, (rank - 1) % size
+    sent = torch.arange(60, device=device).to(torch.uint8) + 60 * rank
+    received = torch.full((60,), 255, dtype=torch.uint8, device=device)
+    parts = {1: slice(3, 10), 2: slice(10, 41)}
+    exchange.post(
+        [Message(above, sent[part], tag) for tag, part in parts.items()],
+        [Message(below, received[part], tag) for tag, part in parts.items()],
+    ).wait()
+    expected = torch.arange(60, device=device).to(torch.uint8) + 60 * below
+    assert torch.equal(received[3:41], expected[3:41])
+    assert (received[:3] == 255).all()
+    assert (received[41:] == 255).all()
+
+
+def nothing_is_kept(rank: int, communicator: Communicator, device: str) -> None:
+    """The exchange lives as long as its group: it lets go of what was waited for."""
+    exchange = _opened(communicator, device)
+    size = exchange.world_size
+    if size == 1:
+        return
+    above, below = (rank + 1) % size, (rank - 1) % size
+    sent, received = (torch.ones(1000, device=device) for _ in range(2))
+    memory: list[Any] = [
+        StorageWeakRef(x.untyped_storage())  # type: ignore[no-untyped-call]
+        for x in (sent, received)
+    ]
+    exchange.post([Message(above, sent, 0)], [Message(below, received, 0)]).wait()
+    _complete_step(exchange, device, 2)
+    del sent, received
+    # A transport may let go of it a moment later, in a thread of its own.
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while not all(each.expired() for each in memory) and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.01)
+    assert all(each.expired() for each in memory)
+
+
+def inference_mode_changes_nothing(rank: int, communicator: Communicator, device: str) -> None:
+    """Neither for tensors made inside of it, nor for those made outside, nor afterwards."""
+    exchange = _opened(communicator, device)
+    size = exchange.world_size
+    if size == 1:
+        return
+    above, below = (rank + 1) % size, (rank - 1) % size
+    outside = torch.full((3,), float(rank), device=device), torch.empty(3, device=device)
+    with torch.inference_mode():
+        inside = torch.full((3,), float(rank), device=device), torch.empty(3, device=device)
+        for sent, received in (outside, inside):
+            exchange.post([Message(above, sent, 0)], [Message(below, received, 0)]).wait()
+            assert (received == below).all()
+    _complete_step(exchange, device, 3)
+
+
+def another_thread_posts_and_waits(rank: int, communicator: Communicator, device: str) -> None:
+    """On GPUs torch runs backward passes in a thread of its own."""
+    exchange = _opened(communicator, device)
+    _complete_step(exchange, device, 5)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_complete_step, exchange, device, 7).result()
+        pending, received, expected = _step(exchange, device, 3)
+        thread.submit(pending.wait).result()
+    _assert_same_bits(received, expected)
+
+
+def tags_match_in_any_order(rank: int, communicator: Communicator, device: str) -> None:
+    """Each side posts its messages in an order of its own; tags are large, too."""
+    exchange = _opened(communicator, device)
+    size = exchange.world_size
+    if size == 1:
+        return
+    above, below = (rank + 1) % size, (rank - 1) % size
+    values = {3: 1.0, 2**30 - 1: 2.0, 0: 3.0}
+    sends = [Message(above, torch.full((4,), x, device=device), tag) for tag, x in values.items()]
+    received = {tag: torch.zeros(4, device=device) for tag in sorted(values)}
     receives = [Message(below, buffer, tag) for tag, buffer in received.items()]
     exchange.post(sends, receives).wait()
-    assert all((buffer == tag).all() for tag, buffer in received.items())
+    assert all((buffer == values[tag]).all() for tag, buffer in received.items())
 
 
 def empty_messages_arrive(rank: int, communicator: Communicator, device: str) -> None:
@@ -273,8 +383,9 @@ def a_tag_that_nobody_sends_is_an_error(rank: int, communicator: Communicator, d
     exchange = communicator.open(dist.new_group(timeout=PATIENCE), torch.device(device))
     if rank == 0:
         received = torch.zeros(2, device=device)
-        with pytest.raises(RingTimeout):
-            exchange.post([], [Message(1, received, 3)]).wait()
+        with pytest.raises(RingTimeout) as found:
+            exchange.post([], [Message(1, received, 3, step=2)]).wait()
+        _assert_about(found.value, peer=1, step=2, direction="receive")
         assert (received == 0).all()
         dist.barrier()
     else:
