@@ -76,10 +76,12 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
             raise InvalidArgument(
                 f"{name}.dtype", expected=f"{query.dtype}, as q", got=str(x.dtype)
             )
-        if x.device != query.device:
-            raise InvalidArgument(
-                f"{name}.device", expected=f"{query.device}, as q", got=str(x.device)
-            )
+    # What is on the host may stream to the device of the rest: the engine knows whether it does.
+    types = {query.device.type, key.device.type}
+    if key.device != query.device and ("cpu" not in types or "meta" in types):
+        raise InvalidArgument("k.device", expected=f"{query.device}, as q", got=str(key.device))
+    if value.device != key.device:
+        raise InvalidArgument("v.device", expected=f"{key.device}, as k", got=str(value.device))
     _check_shapes(query, key, value)
     _refuse_forward_mode(named)
 
@@ -178,17 +180,22 @@ def check_rows(call: Call, rows: int, ranks: Ranks) -> int:
             return AGREE_ON_LENGTHS
         _check_count("tokens", call.tokens, rows)
         return rows
-    _check_world(layout, ranks)
-    held = layout.sizes[ranks.rank]
-    if rows != held:
+    # Where one process holds all shards, the engine knows whether virtual ranks are named.
+    if ranks.group is not None or rows != layout.N:
+        _check_world(layout, ranks)
+        _check_held(layout, ranks.rank, rows)
+    _check_count("tokens", call.tokens, layout.N)
+    return layout.N
+
+
+def _check_held(layout: Layout, rank: int, rows: int) -> None:
+    if rows != layout.sizes[rank]:
         raise InvalidArgument(
             "q",
-            expected=f"{held} tokens, as rank {ranks.rank} holds in {layout!r}",
+            expected=f"{layout.sizes[rank]} tokens, as rank {rank} holds in {layout!r}",
             got=f"{rows} tokens",
             remedy="Shard with layout.shard(x)",
         )
-    _check_count("tokens", call.tokens, layout.N)
-    return layout.N
 
 
 def _check_cross(rows: int, keys: int, positions: Tensor | None, **beside: object) -> None:
@@ -386,7 +393,8 @@ def _check_world(layout: Layout, ranks: Ranks) -> None:
             "group",
             expected=f"a process group of {layout.world_size} ranks, as layout.world_size says",
             got="None, or a group of one",
-            remedy="Pass group=, for example torch.distributed.group.WORLD",
+            remedy="Pass group=, for example torch.distributed.group.WORLD, or all tokens and "
+            "communicator='host'",
         )
     raise InvalidArgument(
         "layout",

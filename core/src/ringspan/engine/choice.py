@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from ringspan.catalogue import catalogue
+from ringspan.catalogue import catalogue, configuration
 from ringspan.contracts.backend import AttentionBackend, Problem
 from ringspan.contracts.communicator import Communicator, Link
 from ringspan.contracts.errors import NoEligibleProvider
@@ -35,10 +35,12 @@ __all__ = [
     "decide",
     "decide_whole",
     "device_info",
+    "named_virtual",
     "recall",
     "remember",
 ]
 
+AUTO = "auto"
 WHOLE = "backend (blocks)"
 """The name of the decision about block-sparse work as a whole."""
 
@@ -104,6 +106,23 @@ class Choice:
         chosen = self.decisions["communicator"].chosen
         return cast("Communicator", catalogue().provider("communicator", chosen))
 
+    @property
+    def virtual(self) -> Communicator | None:
+        """The communicator, if its ranks are virtual."""
+        chosen = self.communicator() if "communicator" in self.decisions else None
+        return chosen if chosen is not None and chosen.virtual else None
+
+
+def named_virtual(call: Call) -> Communicator | None:
+    """The first communicator of virtual ranks that a call, its context or the settings name."""
+    names = configuration().get("communicator", call=call.communicator).value
+    for name in [names] if isinstance(names, str) else names:
+        if name != AUTO and name in catalogue().names("communicator"):
+            provider = cast("Communicator", catalogue().provider("communicator", name))
+            if provider.virtual:
+                return provider
+    return None
+
 
 @lru_cache(maxsize=64)
 def device_info(device: torch.device) -> DeviceInfo:
@@ -120,12 +139,20 @@ def device_info(device: torch.device) -> DeviceInfo:
 
 
 def decide(
-    call: Call, operands: Operands, plan: Plan
+    call: Call, operands: Operands, plan: Plan, *, virtual: bool = False
 ) -> Iterator[tuple[str, Callable[[], Decision]]]:
     """What has to be decided, and how to ask: every mask case that can occur on any rank.
 
     All ranks ask for the same cases, so that all choose alike.
     """
+    yield from _decide_backends(call, operands, plan)
+    if plan.world_size > 1 or virtual:
+        yield "communicator", partial(_decide_communicator, call, operands, plan, virtual)
+
+
+def _decide_backends(
+    call: Call, operands: Operands, plan: Plan
+) -> Iterator[tuple[str, Callable[[], Decision]]]:
     info = device_info(operands.device)
     for mask in sorted(plan.masks):
         problem = _problem(call, operands, mask, info)
@@ -140,17 +167,12 @@ def decide(
                 measure=partial(_seconds, problem=problem),
             ),
         )
-    if plan.world_size > 1:
-        yield (
-            "communicator",
-            partial(
-                catalogue().select,
-                "communicator",
-                Link(info.type, plan.world_size, _group_backends(call)),
-                info,
-                requested=call.communicator,
-            ),
-        )
+
+
+def _decide_communicator(call: Call, operands: Operands, plan: Plan, virtual: bool) -> Decision:
+    info = device_info(operands.device)
+    link = Link(info.type, plan.world_size, _group_backends(call), virtual)
+    return catalogue().select("communicator", link, info, requested=call.communicator)
 
 
 def decide_whole(call: Call, operands: Operands) -> Decision:
@@ -164,19 +186,25 @@ def decide_whole(call: Call, operands: Operands) -> Decision:
     return catalogue().select("backend", problem, info, requested=call.backend, measure=None)
 
 
-def choose(call: Call, operands: Operands, plan: Plan, wire: Wire) -> Choice:
-    """Decides everything before any work starts.
+def choose(
+    call: Call, operands: Operands, plan: Plan, wire: Wire, *, virtual: bool = False
+) -> Choice:
+    """Decides everything before any work starts; `virtual`: for ranks of this process alone.
 
     Raises:
         NoEligibleProvider: with every candidate's reasons.
     """
+    asked = dict(decide(call, operands, plan, virtual=virtual))
     if plan.whole is not None:
         try:
-            return Choice(((WHOLE, decide_whole(call, operands)),), wire)
+            whole = decide_whole(call, operands)
         except NoEligibleProvider:
             # Not a failure: every backend takes the same work as tiles. `explain` tells both.
             pass
-    return Choice(tuple((name, ask()) for name, ask in decide(call, operands, plan)), wire)
+        else:
+            others = ((name, ask()) for name, ask in asked.items() if name == "communicator")
+            return Choice(((WHOLE, whole), *others), wire)
+    return Choice(tuple((name, ask()) for name, ask in asked.items()), wire)
 
 
 def _group_backends(call: Call) -> str:

@@ -21,7 +21,7 @@ from ringspan.engine.ring import KeyValue
 from ringspan.engine.rows import Selection, key_rows, query_rows
 from ringspan.plan.steps import Plan, Step
 
-__all__ = ["Kernels", "Keys", "Saved", "Seed"]
+__all__ = ["Kernels", "Keys", "Saved", "Seed", "Watch", "unwatched"]
 
 _ELEMENTS_AT_ONCE = 2**24
 """Elements that one launch gathers or whose bitmap it expands, at most."""
@@ -60,7 +60,10 @@ class Keys:
         return _per_head(self.step.key_positions, self.rows.key)
 
 
-def _nobody(*tensors: Tensor) -> None:
+Watch = Callable[..., None]
+
+
+def unwatched(*tensors: Tensor) -> None:
     """Watches nothing."""
 
 
@@ -74,7 +77,7 @@ class Kernels:
     key_padding: Tensor | None = None
     """`[B, N]` by position, True for real tokens; here or on the host."""
     dropout: Seed | None = None
-    watch: Callable[..., None] = _nobody
+    watch: Watch = unwatched
     """Is shown the tensors that each launch reads and makes."""
 
     def keys(self, step: Step, rows: KeyValue) -> Keys:

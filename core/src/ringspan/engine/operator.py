@@ -8,18 +8,18 @@ for the backward to use again.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from ringspan.contracts.errors import NotYetSupported
-from ringspan.engine import execute
 from ringspan.engine.call import Call
 from ringspan.engine.choice import recall, remember
 from ringspan.engine.kernels import Saved
-from ringspan.engine.merge import accumulation_dtype
+from ringspan.engine.passes import Traffic, backward_pass, empty_outputs, forward_pass
 from ringspan.engine.run import Tensors, agreed_seed, prepare
 from ringspan.engine.sink import grad_sink
 
@@ -29,15 +29,24 @@ if TYPE_CHECKING:
 __all__ = ["LastRun", "attention", "attention_backward", "last_run"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class LastRun:
-    """What the last forward pass in this context really did."""
+    """What the last forward pass in this context really did; with virtual ranks, all of them."""
 
     rank: int
     world_size: int
     decisions: dict[str, Decision]
     bytes_sent: int
     bytes_received: int
+    bytes_resident: int
+    """With virtual ranks, the most bytes of tensors on the device at once; else 0."""
+    backward: Traffic | None = None
+    """What its backward pass moved, once that has run."""
+
+
+# The backward pass knows its forward by where the saved lse lies. Runs that nobody can ask for are
+# not kept.
+_runs: WeakValueDictionary[int, LastRun] = WeakValueDictionary()
 
 
 _last_run: ContextVar[LastRun | None] = ContextVar("ringspan_last_run", default=None)
@@ -80,19 +89,14 @@ def attention(
     run = prepare(tensors.rows_last_contiguous(), call, N)
     choice = run.choose()
     agreed = agreed_seed(run)
-    with run.ring(choice) as ring:
-        if run.empty:
-            out, lse = _empty_outputs(query, value)
-        else:
-            out, lse = execute.forward(
-                run.plan, run.kernels(choice, agreed), run.tensors.query, run.local, sink, ring
-            )
+    out, lse, traffic = forward_pass(run, choice, agreed)
     padded = run.padded_queries()
     if padded is not None:
         out.masked_fill_(padded[:, :, None, None], 0.0)
         lse.masked_fill_(padded[:, None, :], -torch.inf)
-    sent, received = (0, 0) if ring is None else ring.traffic
-    _last_run.set(LastRun(run.plan.rank, run.plan.world_size, choice.decisions, sent, received))
+    done = LastRun(run.plan.rank, run.plan.world_size, choice.decisions, *astuple(traffic))
+    _last_run.set(done)
+    _runs[lse.data_ptr()] = done
     return out, lse, torch.tensor([remember(choice), agreed])
 
 
@@ -109,13 +113,7 @@ def _(
     call: str,
     N: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (*_empty_outputs(query, value), torch.empty(2, dtype=torch.int64))
-
-
-def _empty_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    batch, rows, heads, _ = query.shape
-    out = query.new_empty(batch, rows, heads, value.shape[3])
-    return out, query.new_empty(batch, heads, rows, dtype=accumulation_dtype(query.dtype))
+    return (*empty_outputs(query, value), torch.empty(2, dtype=torch.int64))
 
 
 @torch.library.custom_op("ringspan::attention_backward", mutates_args=())
@@ -138,7 +136,7 @@ def attention_backward(
     tensors = Tensors(query, key, value, sink, key_padding, documents, query_positions)
     number, seed = ticket.tolist()
     choice = recall(number)
-    run = prepare(tensors.rows_last_contiguous(), call, N, choice.wire)
+    run = prepare(tensors.rows_last_contiguous(), call, N, choice)
     if run.empty:
         grads = tuple(torch.zeros_like(x) for x in (query, key, value))
         return (*grads, _zero_sink(sink, query))  # type: ignore[return-value]
@@ -148,8 +146,10 @@ def attention_backward(
     elif grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     saved = Saved(grad_out, run.tensors.query, run.local, out, lse)
-    with run.ring(choice) as ring:
-        grads = execute.backward(run.plan, run.kernels(choice, seed), saved, ring)
+    grads, traffic = backward_pass(run, choice, seed, saved)
+    forward = _runs.get(lse.data_ptr())
+    if forward is not None:
+        forward.backward = traffic
     of_sink = _zero_sink(sink, query) if sink is None else grad_sink(sink, grad_out, out, lse)
     return (*grads, of_sink)
 

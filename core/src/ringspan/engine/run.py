@@ -15,12 +15,14 @@ from torch import Tensor
 from ringspan.contracts.documents import Documents
 from ringspan.contracts.errors import RanksDisagree, RingError
 from ringspan.contracts.tokens import Sequence
+from ringspan.contracts.work import Indexed
 from ringspan.engine.agreement import agree
 from ringspan.engine.call import Call
 from ringspan.engine.choice import Choice, Operands, choose
 from ringspan.engine.exchanges import connect, failed
 from ringspan.engine.failure import witnessed
-from ringspan.engine.kernels import Kernels, Seed
+from ringspan.engine.kernels import Kernels, Seed, Watch, unwatched
+from ringspan.engine.one_process import check_one_process, device_of, layout_of, virtual_ranks
 from ringspan.engine.plans import cached_plan
 from ringspan.engine.ring import Channel, KeyValue, Ring
 from ringspan.engine.wire import Wire
@@ -29,6 +31,7 @@ from ringspan.plan.layout import Layout
 from ringspan.plan.queries import QueryPositions
 
 if TYPE_CHECKING:
+    from ringspan.contracts.communicator import Communicator
     from ringspan.plan.steps import Plan
 
 __all__ = ["AGREE_ON_LENGTHS", "Run", "Tensors", "agreed_seed", "prepare"]
@@ -59,17 +62,25 @@ class Tensors(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One call on one rank, ready to go."""
+    """One call, ready to go: on one rank, or on all virtual ranks of this process."""
 
     call: Call
     layout: Layout
-    plan: Plan
+    plans: tuple[Plan, ...]
+    """This rank's; those of all virtual ranks."""
     operands: Operands
     group: Any
     tensors: Tensors
     documents: Documents | None
     queries: QueryPositions | None
     wire: Wire
+    virtual: Communicator | None
+    """What the virtual ranks are for."""
+
+    @property
+    def plan(self) -> Plan:
+        """This rank's plan, or the first virtual rank's."""
+        return self.plans[0]
 
     @property
     def scale(self) -> float:
@@ -87,7 +98,7 @@ class Run:
         queries = self.layout.N if self.queries is None else self.queries.length
         return self.operands.batch == 0 or queries == 0
 
-    def kernels(self, choice: Choice, seed: int) -> Kernels:
+    def kernels(self, choice: Choice, seed: int, watch: Watch = unwatched) -> Kernels:
         """The chosen backends with what this call asks of them."""
         p = self.call.dropout_p
         return Kernels(
@@ -96,11 +107,13 @@ class Run:
             self.plan,
             self.tensors.key_padding,
             Seed(p, seed) if p > 0 else None,
+            watch,
         )
 
     def choose(self) -> Choice:
         """Decides which backends and communicator run."""
-        return choose(self.call, self.operands, self.plan, self.wire)
+        virtual = self.virtual is not None
+        return choose(self.call, self.operands, self.plan, self.wire, virtual=virtual)
 
     @contextmanager
     def ring(self, choice: Choice) -> Iterator[Ring | None]:
@@ -123,10 +136,16 @@ class Run:
             cause = witnessed(self.group, error, facts)
             failed(self.group, cause)
             raise cause from error
+        except Exception as error:
+            # The other ranks wait for this one's messages: they shall know why none come.
+            told = f"{type(error).__name__}: {error}"
+            stopped = RingError("group", expected="every rank to finish the call", got=told)
+            failed(self.group, witnessed(self.group, stopped, facts))
+            raise
 
     def padded_queries(self) -> Tensor | None:
         """`[B, rows]`, True where a query is padding itself: its row is empty."""
-        padding, positions = self.tensors.key_padding, self.plan.query_positions
+        padding, positions = self.tensors.key_padding, self._query_positions
         another = self.queries is not None and self.queries.positions is None
         if padding is None or another or self.layout.N == 0:
             return None
@@ -139,7 +158,7 @@ class Run:
         padding = self.tensors.key_padding
         if padding is None:
             return self
-        keys = ~padding[:, self.plan.steps[0].key_positions.on(padding.device)]
+        keys = ~padding[:, self._key_positions.on(padding.device)]
         queries = self.padded_queries()
         query, key, value = self.tensors[:3]
         tensors = self.tensors._replace(
@@ -148,6 +167,15 @@ class Run:
             value=_zeroed(value, keys),
         )
         return replace(self, tensors=tensors)
+
+    @property
+    def _query_positions(self) -> Indexed:
+        return self.plan.query_positions if self.virtual is None else Indexed(self.layout.order)
+
+    @property
+    def _key_positions(self) -> Indexed:
+        own = self.plan.steps[0].key_positions
+        return own if self.virtual is None else Indexed(self.layout.order)
 
     def _facts(self, choice: Choice) -> dict[str, str]:
         call, operands = self.call, self.operands
@@ -172,44 +200,56 @@ class Run:
         }
 
 
-def prepare(tensors: Tensors, text: str, N: int, wire: Wire | None = None) -> Run:
+def prepare(tensors: Tensors, text: str, N: int, before: Choice | None = None) -> Run:
     """The call of that text on these tensors, planned.
 
-    `wire` is that of the forward pass, in the backward pass; None: as the settings say.
+    `before` is the choice of the forward pass, in the backward pass; None: as the settings say.
 
     Raises:
-        InvalidArgument: the pattern, documents or queries do not fit the tokens.
+        InvalidArgument: the pattern, documents or queries do not fit the tokens, or the layout or
+            the tensors' devices the ranks.
     """
     call = Call.from_text(text, N)
     group = _group(call)
+    world_size = 1 if group is None else group.size()
+    virtual = virtual_ranks(call, world_size) if before is None else before.virtual
     if N == AGREE_ON_LENGTHS:
         layout = _agreed_layout(call, group, tensors.query.shape[1])
     else:
-        layout = call.layout_for(N)
-    rank = 0 if group is None else group.rank()
+        layout = layout_of(call, N, virtual)
     documents = _documents(tensors.documents)
     queries = _queries(tensors, group)
     operands = Operands.of(*tensors[:3])
-    if wire is None:
-        wire = Wire() if group is None else Wire.configured()
-    plan = cached_plan(
-        call.pattern.fingerprint,
-        call.pattern,
-        call.causal,
-        operands.heads,
-        operands.kv_heads,
-        layout,
-        rank,
-        documents,
-        queries,
-        wire.most_rows(operands, layout.world_size),
+    if group is None:
+        check_one_process(virtual, layout, *tensors[:2], crossing=queries is not None)
+    if virtual is not None:
+        operands = replace(operands, device=device_of(virtual, *tensors[:3]))
+    if before is not None:
+        wire = before.wire
+    else:
+        wire = Wire() if layout.world_size == 1 else Wire.configured()
+    ranks = range(layout.world_size) if virtual is not None else [group.rank() if group else 0]
+    plans = tuple(
+        cached_plan(
+            call.pattern.fingerprint,
+            call.pattern,
+            call.causal,
+            operands.heads,
+            operands.kv_heads,
+            layout,
+            rank,
+            documents,
+            queries,
+            wire.most_rows(operands, layout.world_size),
+        )
+        for rank in ranks
     )
-    run = Run(call, layout, plan, operands, group, tensors, documents, queries, wire)
+    run = Run(call, layout, plans, operands, group, tensors, documents, queries, wire, virtual)
     return run.without_padding()
 
 
 def _zeroed(x: Tensor, padded: Tensor) -> Tensor:
-    return x.masked_fill(padded[:, :, None, None], 0.0)
+    return x.masked_fill(padded[:, :, None, None].to(x.device), 0.0)
 
 
 def _documents(lengths: Tensor | None) -> Documents | None:

@@ -31,6 +31,8 @@ def row_positions(
 ) -> Int[Tensor, " rows"]:
     """The position of each row that `rank` holds, counted from the start of its document.
 
+    With virtual ranks one process holds the rows of all of them, one after the other.
+
     Args:
         call: with what the tokens and the layout are.
         N: number of tokens over all ranks.
@@ -47,7 +49,8 @@ def row_positions(
 
 @torch.library.custom_op("ringspan::positions", mutates_args=())
 def _positions(lengths: Tensor | None, call: str, N: int, rank: int, rows: int) -> Tensor:
-    held = Call.from_text(call, N).layout_for(N).positions(rank)
+    layout = Call.from_text(call, N).layout_for(N)
+    held = torch.from_numpy(layout.order.copy()) if rows == N else layout.positions(rank)
     # Documents that do not fit the sequence are for attention to refuse.
     if lengths is None or not len(lengths):
         return held
