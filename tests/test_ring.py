@@ -146,6 +146,18 @@ def test_all_rows_on_one_rank_and_none_on_the_others(run_ring: Any, world_size: 
         check_ring(run_ring, configuration, {"world_size": world_size, "sizes": sizes}, False)
 
 
+@pytest.mark.parametrize("is_dense", [True, False])
+@pytest.mark.parametrize("ordering", ["striped", "hilbert"])
+def test_staircases_are_cut_by_rows_and_share_keys(
+    run_ring: Any, ordering: str, is_dense: bool
+) -> None:
+    configuration = Configuration(
+        N=700, segment_lengths=(350, 700), dilation_rates=(1, 2), heads=2, kv_heads=1, causal=True
+    )
+    shape = {"world_size": 2, "ordering": ordering, "weights": (1.0, 2.0)}
+    check_ring(run_ring, configuration, shape, is_dense)
+
+
 def attend_without_a_layout(rank: int, lengths: tuple[int, ...]) -> torch.Tensor:
     x = torch.arange(sum(lengths) * 8, dtype=torch.float64).sin().reshape(1, -1, 2, 4)
     mine = x.split(lengths, dim=1)[rank]
@@ -365,3 +377,17 @@ def test_a_rank_that_is_left_alone_says_so_within_its_group_s_timeout(run_ring: 
     message, waited = run_ring(2, wait_alone)[0]
     assert "nothing from rank 1" in message
     assert waited < 30
+
+
+def gather_differently(rank: int) -> str:
+    layout = rs.Layout(12, 2)
+    x = torch.zeros(1, 6, 3 + rank)
+    try:
+        layout.gather(x)
+    except RanksDisagree as error:
+        return error.argument
+    return "gathered"
+
+
+def test_ranks_that_gather_rows_of_other_shapes_are_told(run_ring: Any) -> None:
+    assert run_ring(2, gather_differently) == ["shape", "shape"]

@@ -16,7 +16,7 @@ from ringspan.contracts.documents import Documents
 from ringspan.contracts.errors import RanksDisagree, RingError
 from ringspan.contracts.tokens import Sequence
 from ringspan.contracts.work import Indexed
-from ringspan.engine.agreement import agree
+from ringspan.plan.agreement import agree
 from ringspan.engine.call import Call
 from ringspan.engine.choice import Choice, Operands, choose
 from ringspan.engine.exchanges import connect, failed

@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 
-from ringspan.engine.agreement import agree
 from ringspan.parallel.checks import check_convention, check_layout, ranks_of
-from ringspan.plan.collectives import check_carried, from_all
+from ringspan.plan.collectives import from_all
 from ringspan.plan.layout import Layout
-from ringspan.plan.shards import carrier, check_tokens, gathered, own_rows, sharded
+from ringspan.plan.shards import (
+    agree_on_rows,
+    carrier,
+    check_tokens,
+    gathered,
+    own_rows,
+    sharded,
+)
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -143,7 +149,7 @@ def _shard(x: Tensor, layout: Layout | None, group: Any, dim: int, gradient: str
     check_tokens(x, layout.N, dim)
     if gradient == "own":
         return own_rows(x, layout, rank, dim)
-    _agree("shard", x, layout, carrier(x, layout, group), dim, gradient)
+    agree_on_rows("shard", x, layout, carrier(x, layout, group), dim, gradient)
     return sharded(x, layout, group, dim)
 
 
@@ -155,7 +161,7 @@ def _gather(x: Tensor, layout: Layout | None, group: Any, dim: int, gradient: st
         check_layout(layout)
         check_tokens(x, layout.sizes[layout.own_rank(group)], dim)
         process = carrier(x, layout, group)
-    _agree("gather", x, layout, process, dim, gradient)
+    agree_on_rows("gather", x, layout, process, dim, gradient)
     if layout is None:
         layout = _contiguous(x.shape[dim], process, x.device)
     return gathered(x, layout, group, dim, summed=gradient == "summed")
@@ -167,29 +173,3 @@ def _contiguous(rows: int, group: dist.ProcessGroup | None, device: torch.device
         return Layout(rows)
     sizes = from_all(torch.tensor(rows, device=device), group).tolist()
     return Layout(sum(sizes), group.size(), sizes=tuple(sizes))
-
-
-def _agree(
-    what: str,
-    x: Tensor,
-    layout: Layout | None,
-    group: dist.ProcessGroup | None,
-    dim: int,
-    gradient: str,
-) -> None:
-    """Ranks that would send each other something else learn so before they do."""
-    if group is None:
-        return
-    check_carried("x", x, group)
-    dim %= x.dim()
-    sends_gradients = gradient != "own" and torch.is_grad_enabled() and x.requires_grad
-    facts = {
-        "call": f"ringspan.parallel.{what}",
-        "layout": repr(layout),
-        "gradient": gradient,
-        "dim": str(dim),
-        "shape": str([size if axis != dim else -1 for axis, size in enumerate(x.shape)]),
-        "dtype": str(x.dtype),
-        "requires_grad": str(sends_gradients),
-    }
-    agree(group, facts, x.device)

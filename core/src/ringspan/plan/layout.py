@@ -13,7 +13,7 @@ import torch
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.tokens import Sequence, Tokens, shard_sizes
 from ringspan.plan.orders import order
-from ringspan.plan.shards import check_tokens, gathered, own_rows
+from ringspan.plan.shards import agree_on_rows, carrier, check_tokens, gathered, own_rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -127,6 +127,8 @@ class Layout:
                 default group (none is needed for one shard).
             dim: the dimension of tokens.
         """
+        check_tokens(x, self.sizes[self.own_rank(group)], dim)
+        agree_on_rows("gather", x, self, carrier(x, self, group), dim, "own")
         return gathered(x, self, group, dim, summed=False)
 
     def own_rank(self, group: Any = None) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ringspan.contracts.errors import InvalidArgument
+from ringspan.plan.agreement import agree
 from ringspan.plan.collectives import as_bytes, check_carried, from_all, to_each
 from ringspan.plan.groups import process_group
 from ringspan.plan.stated import stated
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from ringspan.plan.layout import Layout
 
-__all__ = ["carrier", "check_tokens", "gathered", "own_rows", "sharded"]
+__all__ = ["agree_on_rows", "carrier", "check_tokens", "gathered", "own_rows", "sharded"]
 
 
 def check_tokens(x: Tensor, tokens: int | None, dim: int) -> None:
@@ -113,3 +114,34 @@ def _summed_rows(x: Tensor, layout: Layout, group: dist.ProcessGroup, dim: int) 
     if not layout.contiguous:
         rows = rows.index_select(0, torch.from_numpy(layout.order.copy()).to(x.device))
     return to_each(rows, layout.sizes, group).sum(0).movedim(0, dim).contiguous()
+
+
+def agree_on_rows(
+    what: str,
+    x: Tensor,
+    layout: Layout | None,
+    group: dist.ProcessGroup | None,
+    dim: int,
+    gradient: str,
+) -> None:
+    """Ranks that would send each other something else learn so before they do.
+
+    Raises:
+        RanksDisagree: naming the ranks and the first field that differs.
+        RingTimeout: naming the rank that did not come within the group's timeout.
+    """
+    if group is None:
+        return
+    check_carried("x", x, group)
+    dim %= x.dim()
+    sends_gradients = gradient != "own" and torch.is_grad_enabled() and x.requires_grad
+    facts = {
+        "call": what,
+        "layout": repr(layout),
+        "gradient": gradient,
+        "dim": str(dim),
+        "shape": str([size if axis != dim else -1 for axis, size in enumerate(x.shape)]),
+        "dtype": str(x.dtype),
+        "requires_grad": str(sends_gradients),
+    }
+    agree(group, facts, x.device)

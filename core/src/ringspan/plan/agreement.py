@@ -130,9 +130,9 @@ class _Round:
     def _silent(self, peer: int) -> RingTimeout:
         error = RingTimeout(
             "group",
-            expected=f"rank {peer} to enter the same attention call as rank {self._rank}",
+            expected=f"rank {peer} to make the same call as rank {self._rank}",
             got=f"nothing from rank {peer} within the group's timeout",
-            remedy="Call attention on every rank of the group, with the same arguments",
+            remedy="Make the same call on every rank of the group, with the same arguments",
         )
         # Before the first step: nothing has been sent yet.
         error.rank, error.peer, error.step, error.direction = self._rank, peer, 0, "receive"
@@ -174,7 +174,7 @@ class _Round:
                     name,
                     expected=f"the same on every rank; rank {self._rank} has {value}",
                     got=f"{theirs.get(name)} on rank {peer}",
-                    remedy="Call attention with the same arguments on every rank",
+                    remedy="Make the same call on every rank, with the same arguments",
                 )
 
 
