@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ringspan.catalogue import catalogue
+from ringspan.contracts.documents import Documents
+from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Domain, Pattern
 from ringspan.patterns.dense import Dense
 from ringspan.plan.cells import Cells
@@ -23,7 +25,6 @@ from ringspan.plan.schedule import check_documents, parts_of
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from ringspan.contracts.documents import Documents
     from ringspan.contracts.tokens import Tokens
 
     Ints = npt.NDArray[np.int64]
@@ -52,9 +53,10 @@ def choose_layout(
 ) -> Layout:
     """Contiguous shards, or zigzag where causality would leave most of the work to some ranks.
 
-    Zigzag evens the work out, and makes neighbours travel. So both layouts are counted: the work
-    of the busiest rank in query-key pairs, relative to its weight, and the most rows that a
-    rank receives, a row for 1,000 pairs. The cheaper is taken, contiguous shards where equal.
+    Zigzag evens the work out, and makes neighbours travel. Dense attention has all rows travel
+    anyway. For sparser patterns both layouts are counted: the work of the busiest rank in
+    query-key pairs, relative to its weight, and the most rows that a rank receives, a row for
+    1,000 pairs. The cheaper is taken, contiguous shards where equal.
 
     Args:
         N: number of tokens, or the tokens themselves.
@@ -77,11 +79,25 @@ def choose_layout(
         True
     """
     contiguous = Layout(N, world_size, weights=weights)
-    domain = Domain(contiguous.tokens, heads, kv_heads or heads, order, documents, causal)
-    load = _Load(Dense() if pattern is None else pattern, domain)
+    kv_heads = heads if kv_heads is None else kv_heads
+    pattern = Dense() if pattern is None else pattern
+    _check_kinds(pattern, documents, heads, kv_heads)
+    load = _Load(pattern, Domain(contiguous.tokens, heads, kv_heads, order, documents, causal))
     load.check()
     zigzag, reason = _choice(load, contiguous)
     return Layout(N, world_size, "zigzag" if zigzag else None, weights, reason=reason)
+
+
+def _check_kinds(pattern: object, documents: object, heads: object, kv_heads: object) -> None:
+    if not isinstance(pattern, Pattern):
+        raise InvalidArgument("pattern", expected="a Pattern or None", got=repr(pattern))
+    if not isinstance(documents, Documents | None):
+        raise InvalidArgument("documents", expected="Documents or None", got=repr(documents))
+    for name, count in {"heads": heads, "kv_heads": kv_heads}.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise InvalidArgument(name, expected="an integer >= 1", got=repr(count))
+    if heads % kv_heads:  # type: ignore[operator]
+        raise InvalidArgument("heads", expected=f"a multiple of {kv_heads}", got=repr(heads))
 
 
 def _choice(load: _Load, contiguous: Layout) -> tuple[bool, str]:
@@ -102,7 +118,7 @@ def _choice(load: _Load, contiguous: Layout) -> tuple[bool, str]:
     saved = (uneven - even) * load.pairs.sum() / contiguous.world_size
     far_rows, near_rows = (round(rows / load.domain.kv_heads) for rows in (far, near))
     rows = f"a rank receives up to about {far_rows} rows per head instead of {near_rows}"
-    if saved > (far - near) * _PAIRS_PER_ROW:
+    if saved > (0 if load.dense else (far - near) * _PAIRS_PER_ROW):
         return True, f"busiest rank {even:.2f}x the mean work instead of {uneven:.2f}x; {rows}"
     return False, f"{work}; zigzag would make it {even:.2f}x, but then {rows}"
 
@@ -129,6 +145,13 @@ class _Load:
 
     pattern: Pattern
     domain: Domain
+
+    @property
+    def dense(self) -> bool:
+        """Whether every token sees every other one, but for causality."""
+        pattern = self.pattern
+        whole = isinstance(pattern, Dense) and pattern.window is None
+        return whole and self.domain.documents is None
 
     def check(self) -> None:
         """Raises `InvalidArgument` where the pattern or the documents do not fit."""

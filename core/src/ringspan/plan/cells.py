@@ -101,21 +101,21 @@ class Cells:
         before = np.repeat(self.key.bounds[:-1], query_lengths)
         return np.searchsorted(keys, queries, side="right") - before
 
-    def batches(self, rows: int | None = None, *, rectangles: bool = False) -> Iterator[Batch]:
+    def batches(self, rows: int | None = None, *, alike: int | None = None) -> Iterator[Batch]:
         """Equal tiles together; rows that see nothing and keys that nobody sees are dropped.
 
         Tiles are first cut into pieces of at most `rows` queries with the keys that those see,
-        unless all see the same; with `rectangles`, wherever a query sees other keys than the one
-        before.
+        unless all see the same. At least `alike` queries in a row that see the same are a piece of
+        their own.
         """
         if self.low is None or self.high is None:
             if self.seen is None:
                 yield from self._full()
                 return
             everything = np.repeat(np.diff(self.key.bounds), np.diff(self.query.bounds))
-            yield from self._with(np.zeros_like(everything), everything)._banded(rows, rectangles)
+            yield from self._with(np.zeros_like(everything), everything)._banded(rows, alike)
         else:
-            yield from self._banded(rows, rectangles)
+            yield from self._banded(rows, alike)
 
     def _with(self, low: Ints, high: Ints) -> Cells:
         return replace(self, low=low, high=high)
@@ -131,8 +131,8 @@ class Cells:
             )
             yield Batch(query, key, MaskCase.FULL)
 
-    def _banded(self, rows: int | None, rectangles: bool) -> Iterator[Batch]:
-        bands = _Bands.of(self, rows, rectangles)
+    def _banded(self, rows: int | None, alike: int | None) -> Iterator[Batch]:
+        bands = _Bands.of(self, rows, alike)
         if not len(bands.query_start):
             return
         if self.seen is not None:
@@ -160,17 +160,16 @@ class _Bands:
     keys_overlap: bool
 
     @classmethod
-    def of(cls, cells: Cells, rows: int | None, rectangles: bool) -> _Bands:
+    def of(cls, cells: Cells, rows: int | None, alike: int | None) -> _Bands:
         assert cells.low is not None
         assert cells.high is not None
         sees = cells.low < cells.high
         query, low, high = cells.query.rows[sees], cells.low[sees], cells.high[sees]
         bounds = counted(sees)[cells.query.bounds]
         # Where no query sees the keys between, two tiles do not compute and fetch them.
-        breaks = low[1:] > high[:-1]
-        if rectangles:
-            breaks |= (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-        runs = np.union1d(bounds, np.flatnonzero(breaks) + 1)
+        runs = np.union1d(bounds, np.flatnonzero(low[1:] > high[:-1]) + 1)
+        if alike is not None:
+            runs = np.union1d(runs, _plateaus(low, high, runs, alike))
         run, start, length = _pieces(runs, _most_rows(cells, low, high, runs, rows))
         tile = np.searchsorted(bounds, runs[run], side="right") - 1
         if not len(start):
@@ -228,6 +227,14 @@ class _Bands:
             return Lines(rows[start], self.step, length)
         some: Ints = rows[start[:, None] + np.arange(length)]
         return some
+
+
+def _plateaus(low: Ints, high: Ints, runs: Ints, least: int) -> Ints:
+    """Where at least so many rows of a run that see the same begin and end."""
+    changes = np.flatnonzero((low[1:] != low[:-1]) | (high[1:] != high[:-1])) + 1
+    edges = np.union1d(runs, changes)
+    long = np.diff(edges) >= least
+    return np.concatenate([edges[:-1][long], edges[1:][long]])
 
 
 def _most_rows(cells: Cells, low: Ints, high: Ints, runs: Ints, rows: int | None) -> Ints:

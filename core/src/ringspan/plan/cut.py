@@ -53,9 +53,7 @@ class _CliquesCut(Cut):
     def __init__(self, part: Cliques, queries: Holdings, keys: Holdings) -> None:
         super().__init__(queries, keys)
         self._sets = part.sets.listed().ascending()
-        # A run of queries holds no key of another rank, so all of it sees the same keys.
-        self._rectangles = queries is keys and queries.few_runs
-        self._triangles = queries is keys and spares_intervals(part, keys)
+        self._stairs = queries is not keys or not spares_intervals(part, keys)
 
     def cells(self, query_rank: int, key_rank: int, *, causal: bool) -> Cells:
         query, _ = self._queries.held(self._sets, query_rank)
@@ -69,9 +67,15 @@ class _CliquesCut(Cut):
                 yield Batch(batch.query, batch.key, MaskCase.CAUSAL)
         else:
             cells = self.cells(query_rank, key_rank, causal=causal)
+            yield from cells.batches(**self._pieces(cells))
+
+    def _pieces(self, cells: Cells) -> dict[str, int]:
+        if self._stairs:
             longest = int(np.diff(cells.query.bounds).max(initial=0))
-            rows = None if self._triangles else max(_FEWEST_ROWS, -(-longest // _STAIRS))
-            yield from cells.batches(rows, rectangles=self._rectangles)
+            rows = max(_FEWEST_ROWS, -(-longest // _STAIRS))
+            return {"rows": rows, "alike": rows}
+        # A run of queries holds no key of another rank, so all of it sees the same keys.
+        return {"alike": 1} if self._queries.few_runs else {}
 
 
 class _WindowsCut(Cut):
