@@ -11,6 +11,7 @@ from ringspan.testing import (
     CommunicatorSuite,
     GeometricOrderingSuite,
     OrderingSuite,
+    VirtualCommunicatorSuite,
 )
 from ringspan.testing.suites.base import Suite
 from ringspan.testing.suites.provider import ProviderSuite
@@ -24,6 +25,7 @@ SUITES: dict[str, type[Suite]] = {
     "OrderingSuite": OrderingSuite,
     "GeometricOrderingSuite": GeometricOrderingSuite,
     "CommunicatorSuite": CommunicatorSuite,
+    "VirtualCommunicatorSuite": VirtualCommunicatorSuite,
 }
 
 
