@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ringspan.bench.ring import main
 from ringspan.bench.settings import Settings, parsed
+from ringspan.catalogue import catalogue
 from ringspan.errors import InvalidArgument, UnknownProvider
 
 BENCH = [sys.executable, "-m", "ringspan.bench.ring"]
@@ -136,6 +137,27 @@ def test_what_would_not_fit_is_not_tried(
     assert "GiB of 0.0003 GiB allowed on rank 0" in skipped[512]
     assert skipped[1024].startswith("grew no further: at 512 tokens would need ")
     assert "skipped: would need" in capsys.readouterr().out
+
+
+def test_one_process_compares_itself_with_virtual_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = catalogue().provider("communicator", "host")
+    assert host.section is not None
+    monkeypatch.setattr(host, "section", host.section.model_copy(update={"chunk": 50}))
+    path = tmp_path / "ring.json"
+    options = ["--communicators=none,host", "--orderings=none,hilbert", "--grid", "--causal"]
+    assert main([*TINY, f"--pattern={LONGNET}", *options, f"--json={path}"]) == 0
+    results = json.loads(path.read_text())["results"]
+    assert [each["communicator"] for each in results] == ["none", "host"] * 4
+    for alone, host_ranks in zip(results[::2], results[1::2], strict=True):
+        assert alone["bytes_as_planned"]
+        assert alone["counted"]["received"] == alone["counted"]["resident"] == [0]
+        assert host_ranks["bytes_as_planned"] is None
+        assert min(host_ranks["counted"]["received"] + host_ranks["counted"]["resident"]) > 0
+        assert "sizes=(43, 43, 42)" in results[1]["plan"]["layout"]
+        # Rows in the wrong order would err by as much as the largest element.
+        assert 0 < max(host_ranks["errors"]["ring"].values()) < 1
 
 
 def test_without_anything_measured_the_benchmark_has_failed() -> None:

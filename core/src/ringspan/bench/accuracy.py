@@ -57,11 +57,10 @@ def errors(
 
 def _gathered(problem: Problem, full: Operands, world: World) -> dict[str, Tensor]:
     """The ring's output and gradients, in order of position."""
-    layout = problem.layout
-    given = full.on_each(lambda x: layout.shard(x, world.rank))
+    given = full.on_each(problem.shard)
     out = problem.forward(given, world.group)
     own = _named(out, problem.backward(given, out))
-    return {name: layout.gather(x, world.group) for name, x in own.items()}
+    return {name: problem.gather(x, world.group) for name, x in own.items()}
 
 
 def _alone(problem: Problem, full: Operands, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -76,7 +75,8 @@ def _named(out: Tensor, grads: Iterable[Tensor]) -> dict[str, Tensor]:
 
 
 def _compared(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
+    # Where all of F is zero (one key has no gradient), the error itself is told.
     return {
-        name: float((found[name].double() - F).abs().max() / F.abs().max())
+        name: float((found[name].double() - F).abs().max()) / (float(F.abs().max()) or 1.0)
         for name, F in exact.items()
     }

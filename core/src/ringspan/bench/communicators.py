@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-import torch
+import torch.distributed as dist
+from ringspan_registry import detect
 
-from ringspan.api import explain
 from ringspan.bench.configuration import NOBODY, LeftOut
 from ringspan.catalogue import catalogue
-from ringspan.contracts.communicator import Communicator
+from ringspan.contracts.communicator import Communicator, Link
 from ringspan.contracts.errors import InvalidArgument, NoEligibleProvider
-from ringspan.plan.layout import Layout
 
 if TYPE_CHECKING:
+    from ringspan_registry import Decision
+
     from ringspan.bench.settings import Settings
     from ringspan.bench.world import World
 
-__all__ = ["communicators"]
+__all__ = ["communicators", "virtual_named"]
 
 
 def communicators(settings: Settings, world: World) -> tuple[tuple[str, ...], tuple[LeftOut, ...]]:
@@ -42,6 +43,14 @@ def communicators(settings: Settings, world: World) -> tuple[tuple[str, ...], tu
     return settings.communicators, ()
 
 
+def virtual_named(name: str) -> Communicator | None:
+    """The communicator of that name, if its ranks are virtual: all in this process."""
+    if name == NOBODY:
+        return None
+    found = cast("Communicator", catalogue().provider("communicator", name))
+    return found if found.virtual else None
+
+
 def _reasons(world: World) -> dict[str, str]:
     """What speaks against each communicator; empty where it serves."""
     names = catalogue().names("communicator")
@@ -51,16 +60,15 @@ def _reasons(world: World) -> dict[str, str]:
 
 
 def _against(name: str, world: World) -> str:
-    provider = cast("Communicator", catalogue().provider("communicator", name))
-    if world.size == 1 and not provider.virtual:
+    virtual = virtual_named(name) is not None
+    if world.size == 1 and not virtual:
         return "one process has nobody to talk to"
-    x = torch.zeros(1, 1, 1, 1, device=world.device)
-    layout = Layout(world.size, world.size)
-    told = explain(x, x, x, layout=layout, group=world.group, communicator=name).decisions
-    decision = told.get("communicator")
-    if decision is None:
-        return "this version runs it on no single process"
-    if decision.chosen:
-        return ""
-    (candidate,) = (each for each in decision.candidates if each.name == name)
-    return "; ".join(candidate.reasons) or str(candidate.state)
+    backends = "" if world.group is None else dist.get_backend_config(world.group)
+    link = Link(world.device.type, world.size, backends, virtual and world.size == 1)
+    try:
+        catalogue().select("communicator", link, detect(world.device), requested=name)
+    except NoEligibleProvider as refusal:
+        decision = cast("Decision", refusal.decision)
+        (candidate,) = (each for each in decision.candidates if each.name == name)
+        return "; ".join(candidate.reasons)
+    return ""

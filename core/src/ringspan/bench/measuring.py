@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from ringspan.api import last_run
 from ringspan.bench.memory import peak_bytes
-from ringspan.parallel import traffic
 
 if TYPE_CHECKING:
     from ringspan.bench.problem import Operands, Problem
@@ -35,14 +34,17 @@ class Count:
     ran: dict[str, str]
     """What rank 0 decided: `"backend (full)"` -> `"manual"`, .."""
     peak: tuple[int, ...]
-    """Bytes of tensors, operands included."""
+    """Bytes of tensors on the device, operands included that lie there."""
+    resident: tuple[int, ...]
+    """Of virtual ranks: bytes of tensors on the device at the peak; else 0."""
     sent: tuple[int, ...]
     received: tuple[int, ...]
+    """Bytes in all passes; of virtual ranks, to the device."""
     received_forward: tuple[int, ...]
 
 
 def counted(problem: Problem, given: Operands, world: World) -> Count:
-    """Calls once, untimed, in a group of its own: its buffers and bytes are this call's alone."""
+    """Calls once, untimed, in a group of its own: its buffers are this call's alone."""
     runs = []
     with world.own_group() as group:
 
@@ -51,30 +53,35 @@ def counted(problem: Problem, given: Operands, world: World) -> Count:
             runs.append(last_run())
             return out, problem.backward(given, out)
 
-        peak = given.nbytes + peak_bytes(call, world.device)
-        moved = traffic(group)
+        held = given.nbytes if problem.place == world.device else 0
+        peak = held + peak_bytes(call, world.device)
     (run,) = runs
     assert run is not None, "a call has just run"
-    parts = world.from_all((peak, moved.bytes_sent, moved.bytes_received, run.bytes_received))
+    passes = [each for each in (run, run.backward) if each is not None]
+    own = (
+        peak,
+        max(each.bytes_resident for each in passes),
+        sum(each.bytes_sent for each in passes),
+        sum(each.bytes_received for each in passes),
+        run.bytes_received,
+    )
     ran = {name: decision.chosen for name, decision in run.decisions.items()}
-    return Count(ran, *zip(*parts, strict=True))
+    return Count(ran, *zip(*world.from_all(own), strict=True))
 
 
 def interleaved(
-    problems: Sequence[Problem], given: Operands, world: World, repeats: int, patience: float
+    calls: Sequence[tuple[Problem, Operands]], world: World, repeats: int, patience: float
 ) -> list[tuple[Sample, ...]]:
     """Times all in turn, A B C, C B A, A B C, .., after a call of each that does not count.
 
     What took longer than the patience in that call is timed once.
     """
-    turns = [
-        1 if _timed(problem, given, world).call > patience else repeats for problem in problems
-    ]
-    samples: list[list[Sample]] = [[] for _ in problems]
+    turns = [1 if _timed(*call, world).call > patience else repeats for call in calls]
+    samples: list[list[Sample]] = [[] for _ in calls]
     for turn in range(repeats):
-        for which in _there_and_back(turn, len(problems)):
+        for which in _there_and_back(turn, len(calls)):
             if turn < turns[which]:
-                samples[which].append(_timed(problems[which], given, world))
+                samples[which].append(_timed(*calls[which], world))
     return [tuple(each) for each in samples]
 
 

@@ -19,15 +19,16 @@ _SPARE = 0.1
 """Share of the free memory that stays untouched: estimates count tensors alone."""
 
 
-def shortage(needed: Sequence[int], world: World, limit: float | None) -> str:
+def shortage(needed: Sequence[int], place: torch.device, world: World, limit: float | None) -> str:
     """Which rank would need more than it may take; empty where none does. A collective.
 
     Args:
         needed: bytes of tensors, per rank.
+        place: in whose memory, this rank's device or the host.
         world: the ranks.
         limit: GiB per rank; None: what is free, divided between the ranks of a machine or GPU.
     """
-    allowed = world.from_all(_allowed(world, limit))
+    allowed = world.from_all(_allowed(place, world, limit))
     for rank, (need, most) in enumerate(zip(needed, allowed, strict=True)):
         if most is not None and need > most:
             available = f"{most / _GIB:.3g} GiB {'allowed' if limit else 'free'}"
@@ -64,21 +65,20 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def _allowed(world: World, limit: float | None) -> int | None:
-    free = _free(world)
+def _allowed(place: torch.device, world: World, limit: float | None) -> int | None:
+    free = _free(place, world)
     amounts = [] if free is None else [int(free * (1 - _SPARE))]
     if limit is not None:
         amounts.append(int(limit * _GIB))
     return min(amounts, default=None)
 
 
-def _free(world: World) -> int | None:
+def _free(place: torch.device, world: World) -> int | None:
     """This rank's part of the free memory; None where the system does not say."""
-    device = world.device
-    if device.type == "cuda":
+    if place.type == "cuda":
         sharing = -(-world.neighbours // torch.cuda.device_count())
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free, _ = torch.cuda.mem_get_info(place)
+        cached = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
         return free // sharing + cached
     amounts = [amount for amount in (_available(), _left_to_container()) if amount is not None]
     return min(amounts) // world.neighbours if amounts else None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ringspan.api import attention, explain
+from ringspan.api import Inputs, attention, explain
+from ringspan.bench.communicators import virtual_named
 from ringspan.bench.configuration import Configuration, tokens_of
 from ringspan.bench.memory import shortage
 from ringspan.bench.notes import during
@@ -50,6 +51,10 @@ class Problem:
 
     configuration: Configuration
     layout: Layout
+    ranks: range
+    """Whose rows this process has: its own; all, where ranks are virtual."""
+    place: torch.device
+    """Where the operands lie: virtual ranks take theirs from the host's memory."""
     options: dict[str, Any]
     """Of `rs.attention` and `rs.explain`, all but the ranks."""
 
@@ -66,7 +71,37 @@ class Problem:
             "causal": settings.causal,
             "tokens": tokens,
         }
-        return cls(configuration, Layout(tokens, world.size, configuration.ordering), options)
+        provider = virtual_named(configuration.communicator)
+        if provider is None:
+            layout = Layout(tokens, world.size, configuration.ordering)
+            return cls(
+                configuration, layout, range(world.rank, world.rank + 1), world.device, options
+            )
+        layout = Layout(tokens, provider.shards(N), configuration.ordering)
+        return cls(configuration, layout, range(layout.world_size), torch.device("cpu"), options)
+
+    @property
+    def virtual(self) -> bool:
+        """Whether this process is all ranks."""
+        return virtual_named(self.configuration.communicator) is not None
+
+    @property
+    def rows(self) -> int:
+        """Tokens in this process."""
+        return sum(self.layout.sizes[rank] for rank in self.ranks)
+
+    def shard(self, x: Tensor) -> Tensor:
+        """This process's rows of all, where its operands lie."""
+        own = [self.layout.shard(x, rank) for rank in self.ranks]
+        return torch.cat(own, dim=1).to(self.place)
+
+    def gather(self, x: Tensor, group: Any) -> Tensor:
+        """All rows in order of position, from this process's. A collective of real ranks."""
+        if len(self.ranks) == 1:
+            return self.layout.gather(x, group)
+        whole = torch.empty_like(x)
+        whole[:, torch.cat([self.layout.positions(rank) for rank in self.ranks])] = x
+        return whole
 
     def forward(self, given: Operands, group: Any) -> Tensor:
         """This rank's rows of the output."""
@@ -83,10 +118,11 @@ class Problem:
         """The output that this process computes by itself from the operands of all ranks."""
         return self._called(given)
 
-    def explained(self, given: Operands, group: Any) -> Explanation:
-        """What `forward` would do."""
-        q, k, v, _ = given
-        return explain(q, k, v, **self.options, **self._ranks(group))
+    def explained(self, inputs: Inputs) -> Explanation:
+        """What a call would do, on every rank."""
+        # Planned as for real ranks, of which virtual ones do the work.
+        request = None if self.virtual else self.configuration.request
+        return explain(inputs, layout=self.layout, communicator=request, **self.options)
 
     def _ranks(self, group: Any) -> dict[str, Any]:
         request = self.configuration.request
@@ -109,10 +145,12 @@ class Forecast:
     flops: int
     """Of the forward pass, over all ranks."""
     memory: tuple[int, ...]
-    """Estimated bytes of tensors at the peak, operands included."""
-    received: tuple[int, ...]
-    """Bytes, in all passes."""
-    received_forward: tuple[int, ...]
+    """Estimated bytes of tensors at the peak where the operands lie, these included."""
+    resident: tuple[int, ...] | None
+    """The same on the device, where operands lie elsewhere; None: they do not."""
+    received: tuple[int, ...] | None
+    """Bytes, in all passes; None: no plan says what virtual ranks stage."""
+    received_forward: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +173,17 @@ def attempted(configuration: Configuration, N: int, settings: Settings, world: W
     forecast = world.from_first(asked)
     if isinstance(forecast, str):
         return Attempt(None, refused=forecast)
-    lacking = shortage(forecast.memory, world, settings.memory_limit)
+    limit = settings.memory_limit
+    lacking = shortage(forecast.memory, problem.place, world, limit)
+    if forecast.resident is not None:
+        lacking = lacking or shortage(forecast.resident, world.device, world, limit)
     return Attempt(None if lacking else problem, forecast, lacking)
 
 
-def operands(settings: Settings, rows: int, world: World, seed: int) -> Operands:
-    """Random query, key, value and upstream gradient of so many tokens."""
+def operands(
+    settings: Settings, rows: int, place: torch.device, world: World, seed: int
+) -> Operands:
+    """Random query, key, value and upstream gradient of so many tokens, in memory of `place`."""
     drawn = torch.Generator().manual_seed(seed)
     heads, kv_heads = settings.heads, settings.kv_heads or settings.heads
     dtype = settings.dtype_on(world.device)
@@ -148,7 +191,8 @@ def operands(settings: Settings, rows: int, world: World, seed: int) -> Operands
     def normal(of: int) -> Tensor:
         shape = (settings.batch, rows, of, settings.head_dim)
         # Drawn on the CPU in float32, so that a seed means the same everywhere.
-        return torch.randn(shape, generator=drawn).to(world.device, dtype)
+        x = torch.randn(shape, generator=drawn).to(place, dtype)
+        return x.pin_memory() if place != world.device else x
 
     q, k, v = (normal(of).requires_grad_(settings.backward) for of in (heads, kv_heads, kv_heads))
     return Operands(q, k, v, normal(heads) if settings.backward else None)
@@ -156,30 +200,46 @@ def operands(settings: Settings, rows: int, world: World, seed: int) -> Operands
 
 def _asked(problem: Problem, settings: Settings, world: World) -> Forecast | str:
     """What the plan says, or why it cannot run."""
-    shown = _shown(settings, problem.layout.sizes[world.rank], world)
     try:
-        told = problem.explained(shown, world.group)
+        told = problem.explained(_inputs(settings, problem.layout.N, world))
     except InvalidArgument as refusal:
         return str(refusal)
     if not told.can_run:
         return "; ".join(str(each) for each in told.decisions.values() if not each.chosen)
     costs = [report.cost for report in told.ranks]
-    token = shown.nbytes // max(1, shown.query.shape[1])
+    token = _token_bytes(settings, world)
+    each = tuple(report.rows * token + report.cost.memory for report in told.ranks)
+    if problem.virtual:
+        # One shard's work and the next one's operands are on the device; the host holds all.
+        resident = (2 * max(each),) if problem.place != world.device else None
+        return Forecast(told.pattern, told.layout, told.flops, (sum(each),), resident, None, None)
     return Forecast(
         told.pattern,
         told.layout,
         told.flops,
-        memory=tuple(report.rows * token + report.cost.memory for report in told.ranks),
+        memory=each,
+        resident=None,
         received=tuple(cost.bytes_received + cost.backward_bytes_received for cost in costs),
         received_forward=tuple(cost.bytes_received for cost in costs),
     )
 
 
-def _shown(settings: Settings, rows: int, world: World) -> Operands:
-    """What looks like a rank's operands, and takes the memory of one element."""
-    grain = torch.zeros(
-        (), dtype=settings.dtype_on(world.device), device=world.device
-    ).requires_grad_(settings.backward)
-    heads, kv_heads = settings.heads, settings.kv_heads or settings.heads
-    q, k = (grain.expand(settings.batch, rows, of, settings.head_dim) for of in (heads, kv_heads))
-    return Operands(q, k, k, q.detach() if settings.backward else None)
+def _inputs(settings: Settings, N: int, world: World) -> Inputs:
+    return Inputs(
+        N=N,
+        heads=settings.heads,
+        head_dim=settings.head_dim,
+        kv_heads=settings.kv_heads,
+        batch=settings.batch,
+        dtype=settings.dtype_on(world.device),
+        device=world.device,
+        needs_backward=settings.backward,
+    )
+
+
+def _token_bytes(settings: Settings, world: World) -> int:
+    """Of one token's operands."""
+    of_queries = settings.heads * (2 if settings.backward else 1)
+    of_keys = 2 * (settings.kv_heads or settings.heads)
+    itemsize = settings.dtype_on(world.device).itemsize
+    return settings.batch * (of_queries + of_keys) * settings.head_dim * itemsize

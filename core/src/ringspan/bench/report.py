@@ -47,14 +47,19 @@ class Row:
     samples: tuple[Sample, ...] = ()
 
     @property
-    def bytes_as_planned(self) -> bool:
-        """Whether every rank received what the plan says, forward and backward."""
-        if self.forecast is None or self.count is None:
-            return True
+    def bytes_as_planned(self) -> bool | None:
+        """Whether every rank received what the plan says, forward and backward; None: no plan."""
+        if self.forecast is None or self.count is None or self.forecast.received is None:
+            return None
         return (self.forecast.received_forward, self.forecast.received) == (
             self.count.received_forward,
             self.count.received,
         )
+
+    @property
+    def alarm(self) -> str:
+        """Stands behind bytes that are not those of the plan."""
+        return " UNPLANNED" if self.bytes_as_planned is False else ""
 
 
 @dataclass(slots=True)
@@ -96,7 +101,7 @@ class Report:
         lines += [
             f"bytes differ from the plan: {row.configuration} at {row.tokens} tokens"
             for row in self.rows
-            if not row.bytes_as_planned
+            if row.alarm
         ]
         if self.failure:
             lines.append(f"failed: {self.failure}")
@@ -135,7 +140,7 @@ class Report:
             _seconds(row, "backward") if self.settings.backward else "-",
             f"{self._speed(row):,.0f}",
             f"{max(row.count.peak) / 2**20:,.1f}",
-            f"{max(row.count.received) / 2**20:,.2f}{'' if row.bytes_as_planned else ' UNPLANNED'}",
+            f"{max(row.count.received) / 2**20:,.2f}{row.alarm}",
             f"{max(errors.ring.values()):.1e} / {max(errors.one_process.values()):.1e}"
             if errors
             else "-",

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from ringspan.bench.configuration import POSITIONS, pattern_at
+from ringspan.bench.configuration import NOBODY, POSITIONS, pattern_at
 from ringspan.catalogue import catalogue
 from ringspan.contracts.errors import InvalidArgument, UnknownProvider
 
@@ -76,7 +76,8 @@ class Settings:
             for ordering in getattr(self, name):
                 _check_ordering(name, ordering, grid=self.grid)
         for communicator in self.communicators:
-            _check_offered("communicators", "communicator", communicator)
+            if communicator != NOBODY:
+                _check_offered("communicators", "communicator", communicator)
 
     @property
     def lengths(self) -> tuple[int, ...]:
