@@ -14,7 +14,7 @@ from ringspan.engine.failure import witnessed
 from ringspan.errors import MessageCorrupted, PeerLost, RanksDisagree, RingError, RingTimeout
 from ringspan.testing.ranks import Ring
 
-from tests.launch import free_port
+from tests.failing.processes import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable

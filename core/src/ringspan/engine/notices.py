@@ -114,10 +114,7 @@ def _leave(store: Store, notice: Notice) -> None:
 
 
 def _store(group: dist.ProcessGroup) -> Store:
-    """A connection of this inquiry's own to the group's store, so that nobody else has to wait.
-
-    torch writes pages about a server that is gone, so one knocks first.
-    """
+    """A connection of this inquiry's own to the group's store, so that nobody else has to wait."""
     from torch._C._distributed_c10d import TCPStore
     from torch.distributed.distributed_c10d import _get_process_group_store
 
@@ -126,6 +123,21 @@ def _store(group: dist.ProcessGroup) -> Store:
     while hasattr(server, "underlying_store"):
         server = server.underlying_store
     if isinstance(server, TCPStore):
-        socket.create_connection((server.host, server.port), timeout=_PATIENCE).close()
+        _knock(server.host, server.port)
     clone: Store = store.clone()
     return clone
+
+
+def _knock(host: str, port: int) -> None:
+    """Raises `OSError` where a store's server is gone, about which torch would write pages.
+
+    A process that is being killed may accept for a moment; then it closes the connection. A
+    server that lives waits for its client to speak first.
+    """
+    with socket.create_connection((host, port), timeout=_PATIENCE) as connection:
+        connection.settimeout(10 * _NAP)
+        try:
+            connection.recv(1)
+        except TimeoutError:
+            return
+    raise ConnectionError(f"{host}:{port} closes its connections")
