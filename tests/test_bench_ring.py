@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ringspan.bench.options import parsed
 from ringspan.bench.ring import main
-from ringspan.bench.settings import Settings, parsed
+from ringspan.bench.settings import Settings
 from ringspan.catalogue import catalogue
 from ringspan.errors import InvalidArgument, UnknownProvider
 

@@ -21,9 +21,10 @@ from ringspan.bench.communicators import communicators
 from ringspan.bench.configuration import Configuration, LeftOut, configurations
 from ringspan.bench.measuring import counted, interleaved
 from ringspan.bench.notes import during, told
+from ringspan.bench.options import parsed
 from ringspan.bench.problem import Attempt, attempted, operands
 from ringspan.bench.report import Report, Row, environment
-from ringspan.bench.settings import Settings, parsed
+from ringspan.bench.settings import Settings
 from ringspan.bench.world import World, joined, own_rank
 from ringspan.contracts.errors import RingspanError
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -14,9 +13,7 @@ from ringspan.bench.configuration import NOBODY, POSITIONS, pattern_at
 from ringspan.catalogue import catalogue
 from ringspan.contracts.errors import InvalidArgument, UnknownProvider
 
-__all__ = ["Settings", "parsed"]
-
-_HILBERT = "hilbert"
+__all__ = ["Settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,84 +136,3 @@ def _check_ordering(name: str, ordering: str, *, grid: bool) -> None:
             expected=f"--grid or --compare beside {ordering}",
             got=str(error).partition("\n")[0].partition(". ")[0],
         ) from None
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InvalidArgument("options", expected="what --help lists", got=message)
-
-
-def parsed(arguments: list[str]) -> Settings:
-    """The settings that the command line gives.
-
-    Raises:
-        InvalidArgument: an option is unknown or does not fit.
-        UnknownProvider: as `Settings`.
-    """
-    given: dict[str, Any] = vars(_parser().parse_args(arguments))
-    if given.pop("compare", False):
-        for name in ("orderings", "along"):
-            values = given.get(name, (POSITIONS,))
-            given[name] = (*values, *(each for each in (_HILBERT,) if each not in values))
-        given["grid"] = True
-    if "patterns" in given:
-        given["patterns"] = tuple(given["patterns"])
-    return Settings(**given)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _parser() -> argparse.ArgumentParser:
-    # What is not given is left out, so that defaults stand in one place: in Settings.
-    parser = _Parser(
-        prog="python -m ringspan.bench.ring",
-        description="Time, memory and bytes of ring attention as sequences grow. Start it with "
-        "torchrun --nproc-per-node P -m ringspan.bench.ring, or plainly for one process.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    switch = argparse.BooleanOptionalAction
-    what = parser.add_argument_group("what is computed")
-    what.add_argument("--min-tokens", type=int, help="the shortest sequence")
-    what.add_argument("--max-tokens", type=int, help="lengths double as long as they are no longer")
-    what.add_argument(
-        "--pattern", dest="patterns", action="append", metavar="PATTERN",
-        help="as Python writes it, N for the tokens, such as 'Dilated.geometric(N)'; repeatable",
-    )  # fmt: skip
-    what.add_argument("--causal", action=switch)
-    what.add_argument("--backward", action=switch, help="also time the backward pass")
-    what.add_argument("--heads", type=int)
-    what.add_argument("--kv-heads", type=int)
-    what.add_argument("--head-dim", type=int)
-    what.add_argument("--batch", type=int)
-    what.add_argument("--dtype", choices=("float16", "bfloat16", "float32", "float64"))
-    compared = parser.add_argument_group("what is compared")
-    compared.add_argument(
-        "--orderings", type=_names, metavar="NAMES",
-        help="orders in which tokens are stored, 'none,hilbert,zigzag'; results stay the same",
-    )  # fmt: skip
-    compared.add_argument(
-        "--along", type=_names, metavar="NAMES",
-        help="orders along which patterns are taken, 'none,hilbert'; results differ",
-    )  # fmt: skip
-    compared.add_argument("--grid", action="store_true", help="tokens on a grid, nearly square")
-    compared.add_argument(
-        "--compare", action="store_true",
-        help="with and without Hilbert, both ways: adds hilbert to --orderings and --along, on "
-        "a grid",
-    )  # fmt: skip
-    compared.add_argument(
-        "--communicators", type=_names, metavar="NAMES", help="default: all that can serve"
-    )
-    how = parser.add_argument_group("how it is measured")
-    how.add_argument("--repeats", type=int, help="timed calls of each configuration")
-    how.add_argument("--patience", type=float, help="seconds of a call after which growing ends")
-    how.add_argument("--check-tokens", type=int, help="length at which errors are measured")
-    how.add_argument("--memory-limit", type=float, help="GiB per rank; default: what is free")
-    how.add_argument("--device", choices=("cpu", "cuda"))
-    how.add_argument("--process-group", choices=("gloo", "nccl"))
-    how.add_argument("--seed", type=int)
-    how.add_argument("--json", type=Path, metavar="PATH", help="where everything is written")
-    return parser
