@@ -39,6 +39,7 @@ from ringspan.testing.site import plugged_in
 
 LIMIT = 1.1
 RANKS = 2
+KINDS = ("whole", "parts")
 SHARES = (0.25, 0.5, 0.75, 0.95, 2.0)
 """Of one step's computation, what its transfer takes."""
 
@@ -64,7 +65,7 @@ class Problem:
         return -(-self.heads // rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Link:
     """How a step travels, and how long."""
 
@@ -109,46 +110,50 @@ def slowest(ring: Ring, problem: Problem, link: Link) -> tuple[float, float]:
 
 
 def measured(ring: Ring, problem: Problem, rounds: int) -> list[dict[str, Any]]:
-    """One row per link, from medians over rounds in which every link takes its turn."""
-    kinds = ("whole", "parts")
-    for kind in kinds:
-        slowest(ring, problem, Link(kind, 0.0))
-    alone = {kind: slowest(ring, problem, Link(kind, 0.0)) for kind in kinds}
-    links = [
-        Link(kind, share * alone[kind][0] / RANKS) for kind in kinds for share in (0.0, *SHARES)
-    ]
+    """One row per link, from rounds in which every link takes its turn, each time another first."""
+    alone = {kind: Link(kind, 0.0) for kind in KINDS}
+    warm = {kind: [slowest(ring, problem, alone[kind]) for _ in range(4)][1:] for kind in KINDS}
+    links = [*alone.values()]
+    for kind, found in warm.items():
+        step = statistics.median(forward for forward, _ in found) / RANKS
+        links += [Link(kind, share * step) for share in SHARES]
     times: dict[Link, list[tuple[float, float]]] = {link: [] for link in links}
-    for _ in range(rounds):
-        for link in links:
+    for turn in range(rounds):
+        for link in links[turn % len(links) :] + links[: turn % len(links)]:
             times[link].append(slowest(ring, problem, link))
-    medians = {
-        link: tuple(map(statistics.median, zip(*found, strict=True)))
-        for link, found in times.items()
-    }
-    return [row(problem, link, medians[link], medians[Link(link.kind, 0.0)]) for link in links]
+    return [row(problem, link, times[link], times[alone[link.kind]]) for link in sorted(links)]
 
 
 def row(
-    problem: Problem, link: Link, found: Sequence[float], alone: Sequence[float]
+    problem: Problem,
+    link: Link,
+    found: Sequence[tuple[float, float]],
+    alone: Sequence[tuple[float, float]],
 ) -> dict[str, Any]:
-    """A link's figures beside their bounds."""
-    step, compute = found[0] / RANKS, alone[0] / RANKS
+    """A link's figures beside their bounds: medians, of ratios within each round."""
     messages = 1 if link.kind == "whole" else problem.parts
     first = link.seconds / messages
+    steps, computes = ([forward / RANKS for forward, _ in each] for each in (found, alone))
+    backwards, backward_computes = ([back for _, back in each] for each in (found, alone))
     # Gradients travel in float32, as the rows do here.
-    bound = first + max(alone[1], 2 * link.seconds - first)
+    bounds = [first + max(compute, 2 * link.seconds - first) for compute in backward_computes]
+    median = statistics.median
     return {
         "link": link.kind,
         "messages": messages,
         "transfer": link.seconds,
-        "compute": compute,
-        "step": step,
-        "ratio": step / max(compute, link.seconds),
-        "hidden": link.seconds <= compute,
-        "backward": found[1],
-        "backward_compute": alone[1],
-        "backward_bound": bound,
-        "backward_ratio": found[1] / bound,
+        "compute": median(computes),
+        "step": median(steps),
+        "ratio": median(
+            step / max(compute, link.seconds) for step, compute in zip(steps, computes, strict=True)
+        ),
+        "hidden": link.seconds <= median(computes),
+        "backward": median(backwards),
+        "backward_compute": median(backward_computes),
+        "backward_bound": median(bounds),
+        "backward_ratio": median(
+            took / bound for took, bound in zip(backwards, bounds, strict=True)
+        ),
     }
 
 
