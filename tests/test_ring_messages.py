@@ -9,7 +9,7 @@ import ringspan as rs
 import torch
 import torch.distributed as dist
 from ringspan.engine.exchanges import connections
-from ringspan.errors import MessageCorrupted, RanksDisagree
+from ringspan.errors import MessageCorrupted, RanksDisagree, RingError
 from ringspan.testing import assert_exact, yardstick
 from ringspan.testing.multiplicity import dense
 from torch import Tensor
@@ -186,3 +186,43 @@ def test_ranks_whose_settings_differ_are_told_before_anything_travels(
     run_ring: Any, name: str, value: Any
 ) -> None:
     assert run_ring(2, differ, name, value) == [name, name]
+
+
+class Broken(RuntimeError):
+    """A kernel's own failure."""
+
+
+def break_down(rank: int) -> tuple[str, int | None, str]:
+    """Rank 1's first kernel raises; two calls, of which some rank gets through the first."""
+    from datetime import timedelta
+
+    from ringspan_manual.backend import Manual
+
+    group = dist.new_group([0, 1, 2], timeout=timedelta(seconds=8))
+    layout = rs.Layout(N, 3)
+    q, k, v, _ = (layout.shard(x, rank) for x in inputs(torch.float32))
+
+    def breaking(*args: Any, **options: Any) -> Any:
+        raise Broken("out of luck")
+
+    forward = Manual.forward
+    if rank == 1:
+        Manual.forward = breaking  # type: ignore[method-assign]
+    try:
+        for _ in range(2):
+            rs.attention(q, k, v, layout=layout, group=group, backend="manual")
+    except (Broken, RingError) as error:
+        found = type(error).__name__, getattr(error, "peer", None), str(error)
+    finally:
+        Manual.forward = forward  # type: ignore[method-assign]
+    with pytest.raises(RingError, match="an earlier call failed"):
+        rs.attention(q, k, v, layout=layout, group=group, backend="manual")
+    return found
+
+
+def test_when_a_kernel_fails_on_one_rank_the_others_say_where_and_why(run_ring: Any) -> None:
+    first, second, third = run_ring(3, break_down)
+    assert second[0] == "Broken"
+    for kind, peer, text in (first, third):
+        assert (kind, peer) == ("RingTimeout", 1), text
+        assert "Broken: out of luck" in text
