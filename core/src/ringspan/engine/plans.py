@@ -9,10 +9,10 @@ from ringspan.contracts.pattern import Pattern
 from ringspan.plan.layout import Layout
 from ringspan.plan.parts import WHOLE_STEPS
 from ringspan.plan.queries import QueryPositions
-from ringspan.plan.schedule import make_plan
+from ringspan.plan.schedule import make_plan, make_plans
 from ringspan.plan.steps import Plan
 
-__all__ = ["cached_plan"]
+__all__ = ["cached_plan", "cached_plans"]
 
 
 @lru_cache(maxsize=128)
@@ -41,5 +41,29 @@ def cached_plan(
         rank=rank,
         documents=documents,
         queries=queries,
+        most_rows=most_rows,
+    )
+
+
+@lru_cache(maxsize=4)
+def cached_plans(
+    fingerprint: str,
+    pattern: Pattern,
+    causal: bool,
+    heads: int,
+    kv_heads: int,
+    layout: Layout,
+    documents: Documents | None = None,
+    most_rows: int = WHOLE_STEPS,
+) -> tuple[Plan, ...]:
+    """The plans of all ranks, for one process that computes them all; of a few calls only."""
+    return make_plans(
+        pattern,
+        causal=causal,
+        heads=heads,
+        kv_heads=kv_heads,
+        layout=layout,
+        ranks=range(layout.world_size),
+        documents=documents,
         most_rows=most_rows,
     )

@@ -16,16 +16,16 @@ from ringspan.contracts.documents import Documents
 from ringspan.contracts.errors import RanksDisagree, RingError
 from ringspan.contracts.tokens import Sequence
 from ringspan.contracts.work import Indexed
-from ringspan.plan.agreement import agree
 from ringspan.engine.call import Call
 from ringspan.engine.choice import Choice, Operands, choose
 from ringspan.engine.exchanges import connect, failed
 from ringspan.engine.failure import witnessed
 from ringspan.engine.kernels import Kernels, Seed, Watch, unwatched
 from ringspan.engine.one_process import check_one_process, device_of, layout_of, virtual_ranks
-from ringspan.engine.plans import cached_plan
+from ringspan.engine.plans import cached_plan, cached_plans
 from ringspan.engine.ring import Channel, KeyValue, Ring
 from ringspan.engine.wire import Wire
+from ringspan.plan.agreement import agree
 from ringspan.plan.groups import group_named
 from ringspan.plan.layout import Layout
 from ringspan.plan.queries import QueryPositions
@@ -228,22 +228,13 @@ def prepare(tensors: Tensors, text: str, N: int, before: Choice | None = None) -
         wire = before.wire
     else:
         wire = Wire() if layout.world_size == 1 else Wire.configured()
-    ranks = range(layout.world_size) if virtual is not None else [group.rank() if group else 0]
-    plans = tuple(
-        cached_plan(
-            call.pattern.fingerprint,
-            call.pattern,
-            call.causal,
-            operands.heads,
-            operands.kv_heads,
-            layout,
-            rank,
-            documents,
-            queries,
-            wire.most_rows(operands, layout.world_size),
-        )
-        for rank in ranks
-    )
+    asked = (call.pattern.fingerprint, call.pattern, call.causal, operands.heads, operands.kv_heads)
+    most_rows = wire.most_rows(operands, layout.world_size)
+    if virtual is not None:
+        plans = cached_plans(*asked, layout, documents, most_rows)
+    else:
+        rank = 0 if group is None else group.rank()
+        plans = (cached_plan(*asked, layout, rank, documents, queries, most_rows),)
     run = Run(call, layout, plans, operands, group, tensors, documents, queries, wire, virtual)
     return run.without_padding()
 

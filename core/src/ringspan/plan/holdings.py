@@ -86,8 +86,17 @@ class Holdings:
         """The part of each set that `rank` holds, and which rows that is; None: all of them."""
         if self.in_order:
             return sets, None
-        mine = self._owner[sets.rows] == rank
-        return Listed(sets.rows[mine], counted(mine)[sets.bounds]), mine
+        known = self._held.get((id(sets), rank))
+        if known is None:
+            mine = self._owner[sets.rows] == rank
+            part = Listed(sets.rows[mine], counted(mine)[sets.bounds])
+            # With the sets, so that no others take their place in memory.
+            known = self._held[id(sets), rank] = part, mine, sets
+        return known[:2]
+
+    @cached_property
+    def _held(self) -> dict[tuple[int, int], tuple[Listed, npt.NDArray[np.bool_], Listed]]:
+        return {}
 
 
 def counted(chosen: npt.NDArray[np.bool_]) -> Ints:

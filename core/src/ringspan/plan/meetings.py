@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Ints = npt.NDArray[np.int64]
+    Bools = npt.NDArray[np.bool_]
+    Batches = list[tuple[int, Batch]]
 
 __all__ = ["Meeting", "Meetings"]
 
@@ -44,6 +46,8 @@ class Meetings:
         self._cuts: dict[int, Cut] = {}
         self._grouped: dict[int, list[tuple[int, int, int]]] = {}
         self._masks = itertools.count()
+        self._met: dict[tuple[int, int], tuple[Batches, Bools]] = {}
+        self._met_in = 0
 
     def work(self, index: int, rank: int, most_rows: int = WHOLE_STEPS) -> Iterator[Meeting]:
         """What `rank` does in the step of that index, and the rows that travel for it, by part."""
@@ -52,9 +56,8 @@ class Meetings:
         if index == 0:
             yield from self._own(rank, most_rows)
             return
-        batches = list(self._batches(rank, source))
-        arriving = self._needed(batches, source)
-        leaving = self._needed(list(self._batches(target, rank)), rank)
+        batches, arriving = self._meet(index, rank, source)
+        _, leaving = self._meet(index, target, rank)
         parts = itertools.zip_longest(
             *(heads_of_parts(rows.sum(axis=1), most_rows) for rows in (arriving, leaving)),
             fillvalue=range(0),
@@ -122,6 +125,20 @@ class Meetings:
         for index in range(len(self._parts)):
             for batch in self._cut(index).meet(query_rank, key_rank, causal=self._domain.causal):
                 yield index, batch
+
+    def _meet(self, index: int, query_rank: int, key_rank: int) -> tuple[Batches, Bools]:
+        """The tiles between two ranks, and the rows that travel for them.
+
+        Found once for both, where the same step of all ranks is planned before the next one.
+        """
+        if index != self._met_in:
+            self._met.clear()
+            self._met_in = index
+        pair = query_rank, key_rank
+        if pair not in self._met:
+            batches = list(self._batches(query_rank, key_rank))
+            self._met[pair] = batches, self._needed(batches, key_rank)
+        return self._met[pair]
 
     def _needed(self, batches: Sequence[tuple[int, Batch]], key_rank: int) -> npt.NDArray[np.bool_]:
         """`[Hkv, rows of key_rank]`: which rows some query sees. Shared rows count once."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["make_plan", "parts_of"]
+__all__ = ["make_plan", "make_plans", "parts_of"]
 
 
 def check_documents(documents: Documents | None, tokens: Tokens) -> None:
@@ -76,6 +76,33 @@ def make_plan(
     Raises:
         InvalidArgument: the pattern, documents or queries do not fit the tokens.
     """
+    (plan,) = make_plans(
+        pattern,
+        causal=causal,
+        kv_heads=kv_heads,
+        layout=layout,
+        ranks=[rank],
+        heads=heads,
+        documents=documents,
+        queries=queries,
+        most_rows=most_rows,
+    )
+    return plan
+
+
+def make_plans(
+    pattern: Pattern,
+    *,
+    causal: bool,
+    kv_heads: int,
+    layout: Layout,
+    ranks: Sequence[int],
+    heads: int | None = None,
+    documents: Documents | None = None,
+    queries: QueryPositions | None = None,
+    most_rows: int = WHOLE_STEPS,
+) -> tuple[Plan, ...]:
+    """`make_plan` for several ranks: what they have in common is found out once."""
     heads = kv_heads if heads is None else heads
     domain = Domain(layout.tokens, heads, kv_heads, order, documents, causal)
     check_documents(documents, layout.tokens)
@@ -86,29 +113,34 @@ def make_plan(
     if queries is not None and isinstance(pattern, Dense) and pattern.along is None:
         positions = np.arange(queries.length) if queries.positions is None else queries.positions
         meeting = Meeting.alone(cross_work(pattern, queries, domain), keys.positions[0])
-        return _finished([meeting], positions, keys.positions[0], None, domain, rank, 1, None)
+        return (_finished([meeting], positions, keys.positions[0], None, domain, 0, 1, None),)
     parts = parts_of(pattern, domain)
     asking = keys
     if queries is not None and queries.positions is not None:
         asking = Holdings.some(queries.positions, layout.N)
     meetings = Meetings(parts, asking, keys, domain)
-    ring = layout.world_size > 1
-    plan = _finished(
-        [
-            meeting
-            for index in range(layout.world_size)
-            for meeting in meetings.work(index, rank, most_rows)
-        ],
-        asking.positions[rank],
-        keys.positions[rank],
-        null_keys_of(pattern, domain),
-        domain,
-        rank,
-        layout.world_size,
-        _masks_of_any_rank(parts, causal, keys) if ring else None,
+    work: dict[int, list[Meeting]] = {rank: [] for rank in ranks}
+    for index in range(layout.world_size):
+        for rank in ranks:
+            work[rank] += meetings.work(index, rank, most_rows)
+    null_keys = null_keys_of(pattern, domain)
+    masks = _masks_of_any_rank(parts, causal, keys) if layout.world_size > 1 else None
+    plans = tuple(
+        _finished(
+            work.pop(rank),
+            asking.positions[rank],
+            keys.positions[rank],
+            null_keys,
+            domain,
+            rank,
+            layout.world_size,
+            masks,
+        )
+        for rank in ranks
     )
-    alone = keys.in_order and queries is None
-    return replace(plan, whole=whole_of(parts, domain)) if alone else plan
+    if keys.in_order and queries is None:
+        return tuple(replace(plan, whole=whole_of(parts, domain)) for plan in plans)
+    return plans
 
 
 def _finished(
