@@ -83,6 +83,15 @@ def test_explain_says_the_same_to_people() -> None:
         assert word in shown
 
 
+def test_explain_chooses_a_layout_and_says_why() -> None:
+    causal = ("explain", "--n", "1000", "--dense", "--causal", "--ranks", "4")
+    content = as_json(*causal, "--weights", "1,1,1,2")
+    assert [rank["rows"] for rank in content["ranks"]] == [200, 200, 200, 400]
+    assert content["layout_reason"].startswith("zigzag: busiest rank 1.0")
+    given = as_json(*causal, "--ordering", "striped")
+    assert given["layout_reason"].startswith("striped: busiest rank 1.0")
+
+
 def test_explain_takes_a_pattern_along_a_curve_stored_along_another() -> None:
     content = as_json(
         "explain", "--grid", "32x32", "--segments", "64,1024", "--rates", "1,8",
