@@ -148,6 +148,7 @@ def subgroups_meet_whatever_else_their_members_know(rank: int) -> None:
     if rank in (1, 2):
         exchange = OverGloo().open(inner, CPU)
         assert (exchange.rank, exchange.world_size) == (rank - 1, 2)
+        assert exchange._flights._carrier.membership.members == (1, 2)  # type: ignore[attr-defined]
         crossing(exchange, 5, seed=1)
     again = dist.new_group([2, 0])
     if rank in (0, 2):
@@ -220,6 +221,16 @@ def a_silent_peer_is_named(rank: int) -> None:
         carrier = exchange._flights._carrier  # type: ignore[attr-defined]
         assert isinstance(carrier, GlooCarrier)
         assert carrier.aborted
+        assert carrier.membership.timeout == PATIENCE + timedelta(minutes=1)
+
+
+def which_of_two_peers_is_silent_is_not_pretended_to_be_known(rank: int) -> None:
+    exchange = impatient()
+    if rank == 0:
+        messages = [Message(1, torch.ones(2), 0)], [Message(2, torch.empty(2), 0)]
+        with pytest.raises(RingTimeout, match=r"from rank 2, .* \(it may be rank 1: NCCL") as found:
+            exchange.post(*messages).wait()
+        assert_about(found.value, RingTimeout, rank=0, peer=2, direction="receive")
 
 
 def the_host_does_not_run_ahead_of_a_silent_peer(rank: int) -> None:

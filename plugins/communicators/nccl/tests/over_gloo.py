@@ -119,7 +119,11 @@ class OverGloo(Nccl):
 
     def __init__(self, *, run_ahead: int = 8, blocking: bool = True) -> None:
         # A CPU has no stream that could wait in the host's place.
-        self.section = NcclSettings(run_ahead=run_ahead, blocking=blocking)
+        self.chosen = NcclSettings(run_ahead=run_ahead, blocking=blocking)
+
+    @property
+    def _configured(self) -> NcclSettings:
+        return self.chosen
 
     def probe(self, device: DeviceInfo) -> Availability:
         if device.type != "cpu":

@@ -62,6 +62,7 @@ def rings() -> Iterator[dict[int, Ring]]:
         (scenarios.a_rank_that_does_not_open_is_named, 2),
         (scenarios.the_host_does_not_run_ahead_of_a_silent_peer, 2),
         (scenarios.a_silent_peer_is_named, 2),
+        (scenarios.which_of_two_peers_is_silent_is_not_pretended_to_be_known, 3),
     ],
     ids=lambda each: getattr(each, "__name__", None),
 )

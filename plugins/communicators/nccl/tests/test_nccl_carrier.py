@@ -62,6 +62,7 @@ def test_its_process_group_is_its_own_with_a_stream_of_high_priority(
     assert (store, rank, world_size) == ("store", 1, 3)
     assert options == SimpleNamespace(
         is_high_priority_stream=True,
+        group_name="ringspan",
         _timeout=timedelta(seconds=70),
         global_ranks_in_group=[4, 6, 5],
     )

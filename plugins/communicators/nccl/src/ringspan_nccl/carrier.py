@@ -76,7 +76,8 @@ class NcclCarrier:
 
     def __init__(self, membership: Membership) -> None:
         self._device = membership.device
-        options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+        options: Any = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+        options.group_name = "ringspan"
         options._timeout = membership.timeout
         options.global_ranks_in_group = list(membership.members)
         self._backend: Any = dist.ProcessGroupNCCL(

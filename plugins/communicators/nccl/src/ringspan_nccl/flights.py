@@ -152,7 +152,11 @@ def _soon() -> float:
 def _doubt(named: Ticket, tickets: Sequence[Ticket]) -> str:
     """Why it may be another peer than the one that is named."""
     others = sorted({ticket.peer for ticket in tickets} - {named.peer})
-    return f" (or from rank {others[0]}, which NCCL does not tell apart)" if others else ""
+    return (
+        f" (it may be rank {others[0]}: NCCL does not tell a batch's messages apart)"
+        if others
+        else ""
+    )
 
 
 def happens(event: Callable[[], bool], deadline: float) -> bool:
