@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ringspan.contracts import Exchange, Message, Pending
@@ -74,18 +75,14 @@ class NcclExchange(Exchange):
         flight.parcels = ()
 
     def _packed(self, sends: Sequence[Message], receives: Sequence[Message]) -> list[Parcel]:
-        return [
-            parcel
-            for direction, messages in (("send", sends), ("receive", receives))
-            for parcel in packed(
-                direction,  # type: ignore[arg-type]
-                messages,
-                rank=self.rank,
-                world_size=self.world_size,
-                device=self.device,
-                in_flight=self._in_flight,
-            )
-        ]
+        pack = partial(
+            packed,
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.device,
+            in_flight=self._in_flight,
+        )
+        return [*pack("send", sends), *pack("receive", receives)]
 
 
 class _NcclPending(Pending):

@@ -103,13 +103,13 @@ class Flights:
         oldest = self._queue[0]
         deadline = time.monotonic() + self._patience
         try:
-            while not happens(
-                oldest.has_landed, min(deadline, time.monotonic() + _LOOK_AFTER_PEERS)
-            ):
-                if self._gone(oldest.waits_for):
-                    raise self._failed(GONE, oldest.waits_for)
+            while not happens(oldest.has_landed, min(deadline, _soon())):
+                late = oldest.waits_for
+                # What a peer sent before it ended may still arrive.
+                if self._gone(late) and not happens(oldest.has_landed, _soon()):
+                    raise self._failed(GONE, late)
                 if time.monotonic() >= deadline:
-                    raise self._failed(silence(self._patience), oldest.waits_for)
+                    raise self._failed(silence(self._patience), late)
         except RuntimeError as error:
             raise self._failed(fault_of(error), oldest.waits_for) from error
         # Says whether it arrived or failed; a stream that waits for what has arrived does not wait.
@@ -152,11 +152,9 @@ def _soon() -> float:
 def _doubt(named: Ticket, tickets: Sequence[Ticket]) -> str:
     """Why it may be another peer than the one that is named."""
     others = sorted({ticket.peer for ticket in tickets} - {named.peer})
-    return (
-        f" (it may be rank {others[0]}: NCCL does not tell a batch's messages apart)"
-        if others
-        else ""
-    )
+    if not others:
+        return ""
+    return f" (it may be rank {others[0]}: NCCL does not tell a batch's messages apart)"
 
 
 def happens(event: Callable[[], bool], deadline: float) -> bool:
