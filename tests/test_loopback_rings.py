@@ -23,7 +23,15 @@ from ringspan.testing.strategies import cases
 from torch import Tensor
 
 from tests.front_door import exact
-from tests.test_ring_modes import EVERYTHING, attend, check, joined, layout_of, shapes
+from tests.test_ring_modes import (
+    EVERYTHING,
+    attend,
+    check,
+    joined,
+    layout_of,
+    shapes,
+    three_ways_then_one,
+)
 
 Run = Callable[..., list[Any]]
 WORLD_SIZES = range(1, 10)
@@ -112,6 +120,10 @@ def test_calls_leave_no_tensor_behind(run_loopback: Run) -> None:
     for _ in range(50):
         run_loopback(4, attended, 4)
     assert living() == before
+
+
+def test_ranks_that_disagree_are_told_and_find_together_again(run_loopback: Run) -> None:
+    assert run_loopback(3, three_ways_then_one) == [["scale", "ran"]] * 3
 
 
 def broken_off(rank: int, errors: dict[int, RingError]) -> None:

@@ -156,6 +156,27 @@ def test_inference_mode_on_one_side_is_no_matter_of_the_other(loopback: Loopback
     assert loopback.run(mixed) == [1, 0, 0]
 
 
+def test_the_store_is_one_for_all_ranks(loopback: Loopback) -> None:
+    def keep(rank: int) -> tuple[bytes, int, bool, int]:
+        group = dist.group.WORLD
+        assert group is not None
+        store = dist.distributed_c10d._get_process_group_store(group)
+        store.set(f"of {rank}", str(rank))
+        dist.barrier()
+        found = store.get(f"of {(rank + 1) % 3}")
+        store.add("total", rank)
+        dist.barrier()
+        gone = store.delete_key(f"of {rank}")
+        dist.barrier()
+        assert not store.check(["of 0"])
+        store.clone().wait(["total"])
+        return found, store.add("total", 0), gone, store.num_keys()
+
+    found = loopback.run(keep)
+    assert [answer[:3] for answer in found] == [(b"1", 3, True), (b"2", 3, True), (b"0", 3, True)]
+    assert len({keys for *_, keys in found}) == 1
+
+
 def fail_on(rank: int, failing: int, wait: Callable[[int], None]) -> None:
     if rank == failing:
         raise KeyError("broken")

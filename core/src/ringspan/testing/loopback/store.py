@@ -51,10 +51,11 @@ class LoopbackStore(Store):
         """As of any store."""
         self._ask("wait", keys, *timeout)
 
-    def delete_key(self, key: str) -> bool:
-        """As of any store."""
+    # torch asks a store of Python's for these two by their C++ names.
+    def deleteKey(self, key: str) -> bool:  # noqa: N802
+        """As `delete_key` of any store."""
         return self._ask("delete_key", key)  # type: ignore[no-any-return]
 
-    def num_keys(self) -> int:
-        """As of any store."""
+    def getNumKeys(self) -> int:  # noqa: N802
+        """As `num_keys` of any store."""
         return self._ask("num_keys")  # type: ignore[no-any-return]
