@@ -174,3 +174,16 @@ def test_what_makes_no_sense_is_refused_by_name(
     with pytest.raises(InvalidArgument) as refusal:
         rs.explain(*arguments, **options)  # type: ignore[arg-type]
     assert refusal.value.argument == argument
+
+
+def test_a_described_ring_gets_the_default_layout_with_its_reason() -> None:
+    inputs = rs.Inputs(N=4096, heads=4, head_dim=8, kv_heads=2)
+    causal = rs.explain(inputs, causal=True, world_size=4)
+    assert causal.layout == repr(rs.parallel.choose_layout(4096, 4, causal=True))
+    assert causal.layout_reason in str(causal)
+    assert rs.explain(inputs, world_size=4).layout == repr(rs.Layout(4096, 4))
+    with pytest.raises(InvalidArgument, match="world_size"):
+        rs.explain(inputs, layout=rs.Layout(4096, 4), world_size=4)
+    q = torch.zeros(1, 4, 1, 2)
+    with pytest.raises(InvalidArgument, match="world_size"):
+        rs.explain(q, q, q, world_size=2)

@@ -20,6 +20,7 @@ from ringspan.engine.explanation import Explanation, Inputs, explain_call
 from ringspan.engine.operator import LastRun, last_run
 from ringspan.engine.run import AGREE_ON_LENGTHS, Tensors
 from ringspan.patterns import Dense
+from ringspan.plan.balance import choose_layout
 from ringspan.plan.groups import Ranks
 from ringspan.plan.layout import Layout
 from ringspan.plan.queries import QueryPositions
@@ -225,11 +226,13 @@ def explain(
     group: Any = None,
     backend: Request = None,
     communicator: Request = None,
+    world_size: int | None = None,
 ) -> Explanation:
     """What `attention` would do with the same arguments: the plan and the decision, as data.
 
     Nothing is computed. Instead of tensors a described problem may be given, for any device and
-    any number of ranks (`layout=Layout(N, world_size=...)`, no group needed); `key_padding=True`
+    any number of ranks, no group needed: `layout=Layout(N, world_size=...)`, or `world_size` alone
+    for the layout that `parallel.choose_layout` takes, with its reason. `key_padding=True`
     then stands for a mask.
 
     Returns:
@@ -249,6 +252,8 @@ def explain(
     packed = validation.checked_documents(documents)
     positions = validation.checked_query_positions(query_positions)
     dropout_p = validation.checked_dropout(dropout_p, seed)
+    if world_size is not None:
+        layout = _layout_of(q, world_size, layout, pattern, causal, tokens, packed)
     call = Call(
         pattern=Dense() if pattern is None else pattern,
         causal=causal,
@@ -285,6 +290,34 @@ def explain(
     inputs = Inputs.of(q, k, v, N=N, needs_backward=_needs_backward(*given))
     queries = _queries(positions, q.shape[1], k.shape[1])
     return explain_call(call, inputs, packed, queries)
+
+
+def _layout_of(
+    q: Tensor | Inputs,
+    world_size: int,
+    layout: Layout | None,
+    pattern: Pattern | None,
+    causal: bool,
+    tokens: Tokens | None,
+    documents: Documents | None,
+) -> Layout:
+    """The default layout of a described problem."""
+    if not isinstance(q, Inputs) or layout is not None:
+        raise InvalidArgument(
+            "world_size",
+            expected="None beside tensors or a layout",
+            got=repr(world_size),
+            remedy="Pass layout=Layout(N, world_size), or described Inputs",
+        )
+    return choose_layout(
+        q.N if tokens is None else tokens,
+        world_size,
+        pattern=pattern,
+        causal=causal,
+        documents=documents,
+        heads=q.heads,
+        kv_heads=q.kv_heads,
+    )
 
 
 def _queries(positions: Tensor | None, length: int, keys: int) -> QueryPositions | None:
