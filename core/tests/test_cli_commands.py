@@ -85,7 +85,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["explain", "--n", str(10**20), "--dense"], "N: expected at most"),
         (["explain", "--n", "64", "--dense", "--world-size", str(10**20)], "world_size: expected"),
         (["explain", "--n", "64", "--dense", "--weights", "1,x"], "--weights: expected numbers"),
-        (["explain", "--n", "64", "--dense", "--ranks", "2", "--weights", "1"], "weights: expected"),
+        (
+            ["explain", "--n", "4", "--dense", "--ranks", "2", "--weights", "1"],
+            "weights: expected",
+        ),
         (["explain", "--n", "64", "--segments", "8", "--fold"], "--fold: expected --along"),
         (["explain", "--n", "64", "--dense", "--fold"], "--fold: expected --segments"),
         (["explain", "--n", "64", "--dense", "--blocked-offsets"], "--blocked-offsets: expected"),
