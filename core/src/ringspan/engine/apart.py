@@ -12,7 +12,7 @@ from typing import TypeVar
 from ringspan.contracts.work import Bitmaps, Indexed, Ragged, Work
 from ringspan.plan.steps import Parcel, Plan, Step
 
-__all__ = ["index_bytes", "parcel_apart", "plan_apart", "step_apart"]
+__all__ = ["parcel_apart", "plan_apart", "step_apart"]
 
 Part = TypeVar("Part")
 
@@ -36,16 +36,6 @@ def step_apart(step: Step) -> Step:
 def parcel_apart(parcel: Parcel) -> Parcel:
     """A copy of the rows that travel."""
     return Parcel(_apart(parcel.rows), _apart(parcel.heads))
-
-
-def index_bytes(step: Step) -> int:
-    """Bytes of the indices, bounds and bitmaps of a step's work, once on the device."""
-    total = 0
-    for tiles in step.tiles:
-        for part in (tiles.query, tiles.key, tiles.low, tiles.high):
-            total += part.rows.nbytes if isinstance(part, Indexed) else 0
-        total += 0 if tiles.seen is None else tiles.seen.table.nbytes
-    return total
 
 
 def _work_apart(work: Work) -> Work:

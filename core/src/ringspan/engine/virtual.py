@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ringspan.engine.apart import index_bytes, parcel_apart, plan_apart, step_apart
+from ringspan.engine.apart import parcel_apart, plan_apart, step_apart
 from ringspan.engine.execute import with_positive_infinity
 from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import Accumulator, accumulation_dtype
@@ -24,6 +24,7 @@ from ringspan.engine.rows import key_rows, query_rows
 from ringspan.engine.shards import Shards
 from ringspan.engine.sink import sink_logits
 from ringspan.engine.staging import Load, Staging, Take, ahead
+from ringspan.plan.staged import index_bytes
 from ringspan.plan.steps import Parcel, Plan, Step
 
 __all__ = ["backward", "forward"]
