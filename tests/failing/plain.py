@@ -45,6 +45,7 @@ class Interruption:
     """What became of a ring after one of its ranks got a signal in the middle of a step."""
 
     victim: int
+    store: str
     survivors: dict[int, Report]
     orphans: list[int]
 
@@ -53,6 +54,9 @@ class Interruption:
         found = [f"process {orphan} remains" for orphan in self.orphans]
         for rank, report in self.survivors.items():
             found += [f"rank {rank}: {each}" for each in _complaints(rank, report)]
+            # With the store gone a rank may know no more than which of its peers left it.
+            if self.victim != report.error.get("peer") and (self.victim, self.store) != (0, "tcp"):
+                found.append(f"rank {rank} does not name rank {self.victim}")
         return found
 
 
@@ -100,7 +104,7 @@ def interrupt(
             }
             ranks[victim].kill()
             ranks[victim].wait()
-            return Interruption(victim, survivors, left_after(mark, 1.0))
+            return Interruption(victim, store, survivors, left_after(mark, 1.0))
         finally:
             end(mark)
 

@@ -24,7 +24,7 @@ def witnessed(
 ) -> RingError:
     """The error to raise for `error`, after a look at what the other ranks of `group` report.
 
-    Takes about a second at most, also where the group's store is gone or does not answer.
+    Takes less than a second, also where the group's store is gone or does not answer.
 
     Args:
         group: in no known state from now on.

@@ -19,7 +19,7 @@ __all__ = ["BLAMING", "Inquiry", "Notice"]
 
 BLAMING = {kind.__name__: kind for kind in (PeerLost, RingTimeout)}
 """The kinds of error whose cause lies with the peer."""
-_PATIENCE = 1.0
+_PATIENCE = 0.75
 """Seconds that a rank looks for the notices of others: all fail at about the same moment."""
 _NAP = 0.02
 
@@ -73,7 +73,7 @@ class Inquiry:
         """Whether the store did, all along."""
 
     def run(self) -> None:
-        """Returns after about a second at most."""
+        """Returns within a second."""
         thread = threading.Thread(target=self._ask, name="ringspan-failure", daemon=True)
         thread.start()
         thread.join(_PATIENCE + 10 * _NAP)
