@@ -1,9 +1,9 @@
 """How well transfers hide behind computation, over a communicator that delays by a set time.
 
-    python benchmarks/overlap.py [--tokens 4096] [--rounds 7] [--out FILE.json]
+    python benchmarks/overlap.py [--kernels real] [--tokens 4096] [--rounds 7] [--out FILE.json]
 
 Two ranks, one thread each, dense attention. A ring of two has two steps: each rank's own keys,
-then the other's. What is hidden is measured on a *link* in two ways:
+then the other's. The *link* between them is slow in two ways:
 
 - `whole`: a step travels in one message, which is there no earlier than the set time after it was
   posted;
@@ -13,6 +13,9 @@ The set time is a share of one step's computation, which is measured without del
 rounds. A step of the forward pass must take at most 1.1 x max(computation, transfer) as long as
 the transfer is shorter. In the backward pass nothing can hide the first rows' transfer: its bound
 is that, then the greater of all computation and of what else travels.
+
+`--kernels timed` takes kernels of a set time instead of real ones: they sleep, so that what is
+measured is the ring's schedule, whatever else the machine has to do.
 """
 
 from __future__ import annotations
@@ -36,12 +39,15 @@ from ringspan.catalogue import catalogue
 from ringspan.testing.delayed import Delayed
 from ringspan.testing.ranks import Ring
 from ringspan.testing.site import plugged_in
+from timed_kernels import Timed
 
 LIMIT = 1.1
 RANKS = 2
 KINDS = ("whole", "parts")
 SHARES = (0.25, 0.5, 0.75, 0.95, 2.0)
 """Of one step's computation, what its transfer takes."""
+STEP_SECONDS = (0.1, 0.25)
+"""What a step takes, forward and backward, where kernels take a set time."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Problem:
     heads: int
     head_dim: int
     message_bytes: int
+    timed: bool
+    """Whether kernels take a set time."""
 
     @property
     def step_bytes(self) -> int:
@@ -87,12 +95,18 @@ def timed(rank: int, problem: Problem, link: Link) -> tuple[float, float]:
     """Seconds of one forward and one backward pass on this rank, all ranks starting together."""
     delayed = cast("Delayed", catalogue().provider("communicator", "delayed"))
     delayed.inner = cast("Any", catalogue().provider("communicator", "isend"))
+    kernels = cast("Timed", catalogue().provider("backend", "timed"))
+    pairs = problem.heads * (problem.tokens // RANKS) ** 2
+    kernels.forward_seconds, kernels.backward_seconds = (x / pairs for x in STEP_SECONDS)
+    settings: dict[str, Any] = {"message_bytes": link.set_up(delayed, problem)}
+    if problem.timed:
+        settings["backend"] = "timed"
     layout = rs.Layout(problem.tokens, RANKS)
     generator = torch.Generator().manual_seed(rank)
     shape = (1, layout.sizes[rank], problem.heads, problem.head_dim)
     q, k, v, grad = (torch.randn(shape, generator=generator) for _ in range(4))
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    with rs.use(message_bytes=link.set_up(delayed, problem), communicator="delayed"):
+    with rs.use(communicator="delayed", **settings):
         dist.barrier()
         start = time.perf_counter()
         out = rs.attention(q, k, v, layout=layout, group=dist.group.WORLD)
@@ -172,6 +186,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kernels", choices=("real", "timed"), default="real")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=64)
@@ -179,8 +194,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    problem = Problem(given.tokens, given.heads, given.head_dim, given.message_bytes)
+    timed = given.kernels == "timed"
+    problem = Problem(given.tokens, given.heads, given.head_dim, given.message_bytes, timed)
     with (
+        plugged_in("timed", "timed_kernels"),
         plugged_in("delayed", "ringspan.testing.delayed"),
         contextlib.closing(Ring(RANKS)) as ring,
     ):
