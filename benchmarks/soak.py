@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 
 from tests.failing import plain, torchrun
@@ -42,7 +43,10 @@ def main() -> int:
     ):
         well = 0
         for number in range(times):
-            what, complaints = trial(number)
+            try:
+                what, complaints = trial(number)
+            except (TimeoutError, ChildProcessError, subprocess.TimeoutExpired) as error:
+                what, complaints = "it did not come about", [str(error)]
             well += not complaints
             print(f"{number + 1:3} | {'FAILED' if complaints else 'ok':6} | {what}", flush=True)
             for each in complaints:

@@ -25,7 +25,7 @@ TIMEOUT = 5.0
 """Of the group, in seconds."""
 GRACE = 2.0
 """Seconds after the timeout within which every survivor reports."""
-PATIENCE = 100.0
+PATIENCE = 200.0
 """Seconds for processes to start on a busy machine, or to end."""
 
 

@@ -79,6 +79,8 @@ class IsendExchange(Exchange):
         self.pool = HostPool(device)
         self.in_flight: dict[Ticket, _Flight] = {}
         self.failure: RingError | None = None
+        backends = dist.get_backend_config(group).split(",")
+        self._over_gloo = route is not Route.GROUPED and "cpu:gloo" in backends
         if route is Route.GROUPED:
             # The first messages of an NCCL communicator hang unless all ranks take part.
             dist.all_reduce(torch.zeros(1, device=device), group=group)
@@ -203,7 +205,7 @@ class IsendExchange(Exchange):
     def _failed(self, parcel: _Parcel, error: RuntimeError) -> RingError:
         """What to raise when torch could not carry `parcel`; from now on the exchange refuses."""
         found = diagnose(error)
-        if found.kind is RingTimeout and self.route is not Route.GROUPED:
+        if found.kind is RingTimeout and self._over_gloo:
             parcel, found = self._lost_meanwhile() or (parcel, found)
         self.failure = found.kind.between(
             self.rank,
@@ -218,7 +220,7 @@ class IsendExchange(Exchange):
     def _lost_meanwhile(self) -> tuple[_Parcel, Diagnosis] | None:
         """A message whose peer died while this rank waited in vain for another one.
 
-        A timeout ends all of a group's connections, so no work is awaited here for long.
+        gloo ends all connections of a group at a timeout, so no work is awaited here for long.
         """
         for flight in self.in_flight.values():
             for work in flight.works:
