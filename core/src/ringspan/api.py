@@ -17,6 +17,7 @@ from ringspan.contracts.tokens import Tokens
 from ringspan.engine import operator
 from ringspan.engine.call import Call
 from ringspan.engine.explanation import Explanation, Inputs, explain_call
+from ringspan.engine.one_process import check_one_shard, virtual_ranks
 from ringspan.engine.operator import LastRun, last_run
 from ringspan.engine.run import AGREE_ON_LENGTHS, Tensors
 from ringspan.patterns import Dense
@@ -72,7 +73,8 @@ def attention(
             see it.
             Under `torch.autocast`, float32 q, k and v are cast to its dtype, as by torch's own
             attention.
-        k: keys, of q's dtype and device.
+        k: keys, of q's dtype and device; with `communicator="host"` either may lie on the host and
+            the other on a GPU.
         v: values; `Dv` may differ from `D`.
         pattern: what attends to what; None: `Dense()`.
         causal: only keys with `position <= ` the query's.
@@ -101,7 +103,10 @@ def attention(
         group: a ProcessGroup or one-dimensional DeviceMesh; None: this process alone.
         backend: name of a backend or plugin, or several in order of preference; strict. None:
             from configuration, which defaults to `"auto"`.
-        communicator: likewise.
+        communicator: likewise. `"host"`, without a group and never chosen by itself: virtual ranks.
+            q, k and v then hold the shards of all ranks, one after the other (contiguous ones where
+            there is no layout), in host memory, and stream through a device; results lie where q
+            does, gradients where their tensors do.
         return_lse: also return the log-sum-exp of each row, natural logarithm, float32 (float64
             for float64), `-inf` where a row sees no key. It is not differentiable: a
             backward pass through it is an error (inside `torch.compile` it is detached).
@@ -252,6 +257,7 @@ def explain(
     packed = validation.checked_documents(documents)
     positions = validation.checked_query_positions(query_positions)
     dropout_p = validation.checked_dropout(dropout_p, seed)
+    ranks = Ranks.of(group)
     if world_size is not None:
         layout = _layout_of(q, world_size, layout, pattern, causal, tokens, packed)
     call = Call(
@@ -260,16 +266,18 @@ def explain(
         scale=validation.checked_scale(scale),
         tokens=tokens,
         layout=layout,
+        group=ranks.group,
         backend=validation.checked_request("backend", backend),
         communicator=validation.checked_request("communicator", communicator),
         dropout_p=dropout_p,
         padded=key_padding is not None and key_padding is not False,
     )
+    virtual = virtual_ranks(call, ranks.world_size)
     if isinstance(q, Inputs):
         if k is not None or v is not None:
             raise InvalidArgument("k", expected="None beside Inputs", got=type(k).__name__)
         validation.check_described(call, q, key_padding, sink, packed, positions)
-        return explain_call(call, q, packed, _queries(positions, q.N, q.N))
+        return explain_call(call, q, packed, _queries(positions, q.N, q.N), virtual)
     if k is None or v is None:
         raise InvalidArgument("k", expected="q, k and v, or Inputs", got="None")
     q, k, v = _autocast(q, k, v)
@@ -278,7 +286,7 @@ def explain(
     asked = validation.checked_sink(sink, q.shape[2])
     lengths = None if packed is None else packed.tensor
     tensors = Tensors(q, k, v, asked, padding, lengths, positions)
-    N = validation.check_call(call, tensors, Ranks.of(group))
+    N = validation.check_call(call, tensors, ranks)
     if N == AGREE_ON_LENGTHS:
         raise InvalidArgument(
             "layout",
@@ -289,7 +297,9 @@ def explain(
     given = (x for x in (q, k, v, asked) if x is not None)
     inputs = Inputs.of(q, k, v, N=N, needs_backward=_needs_backward(*given))
     queries = _queries(positions, q.shape[1], k.shape[1])
-    return explain_call(call, inputs, packed, queries)
+    if virtual is None and ranks.world_size == 1:
+        check_one_shard(call.layout_for(N), q, k)
+    return explain_call(call, inputs, packed, queries, virtual)
 
 
 def _layout_of(

@@ -11,10 +11,12 @@ import torch
 from ringspan.contracts.errors import InvalidArgument, NoEligibleProvider
 from ringspan.engine.call import Call
 from ringspan.engine.choice import WHOLE, Operands, decide, decide_whole
-from ringspan.engine.plans import cached_plan
+from ringspan.engine.one_process import check_queries, device_of, layout_of
+from ringspan.engine.plans import cached_plan, cached_plans
 from ringspan.engine.wire import Wire
 from ringspan.plan.balance import EVEN, busiest
 from ringspan.plan.cost import Cost, cost_of
+from ringspan.plan.staged import Staged, staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
     from ringspan_registry import Decision
     from torch import Tensor
 
+    from ringspan.contracts.communicator import Communicator
     from ringspan.contracts.documents import Documents
     from ringspan.plan.layout import Layout
     from ringspan.plan.queries import QueryPositions
     from ringspan.plan.steps import Plan
 
-__all__ = ["Explanation", "Inputs", "RankReport", "StepReport", "explain_call"]
+__all__ = ["Explanation", "Inputs", "RankReport", "StepReport", "Streamed", "explain_call"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,26 @@ class RankReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed:
+    """How virtual ranks stream tensors that lie in host memory through a device."""
+
+    device: str
+    shards: int
+    shard_tokens: int
+    """Of the longest shard."""
+    staged: Staged
+
+    def __str__(self) -> str:
+        moved, mib = self.staged, 2**20
+        return (
+            f"{self.shards} shards of up to {self.shard_tokens} tokens in host memory, about "
+            f"{moved.resident / mib:.1f} MiB at a time on {self.device}; MiB to it and back: "
+            f"forward {moved.forward_up / mib:.1f} and {moved.forward_down / mib:.1f}, "
+            f"backward {moved.backward_up / mib:.1f} and {moved.backward_down / mib:.1f}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """The plan and the decisions of one call. Print it, or take `as_dict()`."""
 
@@ -170,6 +193,8 @@ class Explanation:
     ranks: tuple[RankReport, ...]
     decisions: dict[str, Decision]
     """By what was decided: `"backend (causal)"`, .., `"communicator"`."""
+    streamed: Streamed | None = None
+    """With virtual ranks: what goes to the device and back, and stays there."""
 
     @property
     def can_run(self) -> bool:
@@ -193,6 +218,7 @@ class Explanation:
             "flops": self.flops,
             "ranks": [asdict(report) for report in self.ranks],
             "decisions": {name: decision.as_dict() for name, decision in self.decisions.items()},
+            "streamed": None if self.streamed is None else asdict(self.streamed),
         }
 
     def __str__(self) -> str:
@@ -205,6 +231,7 @@ class Explanation:
             f"  {self.layout}",
             *([f"  layout {self.layout_reason}"] if self.layout_reason else []),
             f"  forward: {self.flops / 1e9:.3f} GFLOP over {self.world_size} rank(s)",
+            *([f"  {self.streamed}"] if self.streamed else []),
         ]
         for report in self.ranks:
             cost = report.cost
@@ -226,28 +253,28 @@ def explain_call(
     inputs: Inputs,
     documents: Documents | None = None,
     queries: QueryPositions | None = None,
+    virtual: Communicator | None = None,
 ) -> Explanation:
     """Plans every rank's part and asks for the decisions, computing nothing."""
     call = replace(call, needs_backward=inputs.needs_backward)
-    layout = call.layout_for(inputs.N)
+    layout = layout_of(call, inputs.N, virtual)
+    device = torch.device(inputs.device)
+    if virtual is not None:
+        check_queries(virtual, queries)
+        device = device_of(virtual, device)
     world_size = layout.world_size
-    kv_heads = inputs.kv_heads or inputs.heads
     wire = Wire() if world_size == 1 else Wire.configured()
-    plans = [
-        cached_plan(
-            call.pattern.fingerprint,
-            call.pattern,
-            call.causal,
-            inputs.heads,
-            kv_heads,
-            layout,
-            rank,
-            documents,
-            queries,
-            wire.most_rows(inputs.operands(layout.sizes[rank]), world_size),
-        )
-        for rank in range(world_size)
-    ]
+    most_rows = wire.most_rows(replace(inputs.operands(inputs.N), device=device), world_size)
+    asked = (call.pattern.fingerprint, call.pattern, call.causal)
+    heads = (inputs.heads, inputs.kv_heads or inputs.heads)
+    if virtual is None:
+        ranks = range(world_size)
+        plans = [
+            cached_plan(*asked, *heads, layout, rank, documents, queries, most_rows)
+            for rank in ranks
+        ]
+    else:
+        plans = list(cached_plans(*asked, *heads, layout, documents, most_rows))
     return Explanation(
         inputs,
         repr(call.pattern),
@@ -256,7 +283,8 @@ def explain_call(
         _layout_reason(layout, plans, call.causal),
         world_size,
         tuple(_report(plan, inputs, wire) for plan in plans),
-        _decisions(call, inputs, plans[0]),
+        _decisions(call, inputs, plans[0], device, virtual=virtual is not None),
+        None if virtual is None else _streamed(plans, inputs, device),
     )
 
 
@@ -303,17 +331,30 @@ def _report(plan: Plan, inputs: Inputs, wire: Wire) -> RankReport:
     )
 
 
-def _decisions(call: Call, inputs: Inputs, plan: Plan) -> dict[str, Decision]:
-    operands = inputs.operands(plan.rows)
+def _streamed(plans: Sequence[Plan], inputs: Inputs, device: torch.device) -> Streamed:
+    operands = inputs.operands(inputs.N)
+    found = staged(
+        plans,
+        batch=operands.batch,
+        head_dim=operands.head_dim,
+        value_head_dim=operands.value_head_dim,
+        itemsize=operands.dtype.itemsize,
+        backward=inputs.needs_backward,
+    )
+    return Streamed(str(device), len(plans), max(plan.rows for plan in plans), found)
+
+
+def _decisions(
+    call: Call, inputs: Inputs, plan: Plan, device: torch.device, *, virtual: bool
+) -> dict[str, Decision]:
+    operands = replace(inputs.operands(plan.rows), device=device)
     decisions: dict[str, Decision] = {}
+    asked = dict(decide(call, operands, plan, virtual=virtual))
     if plan.whole is not None:
-        whole = _answer(partial(decide_whole, call, operands))
-        decisions[WHOLE] = whole
-        if whole.chosen:
-            return decisions
-    for name, ask in decide(call, operands, plan):
-        decisions[name] = _answer(ask)
-    return decisions
+        decisions[WHOLE] = _answer(partial(decide_whole, call, operands))
+        if decisions[WHOLE].chosen:
+            asked = {name: ask for name, ask in asked.items() if name == "communicator"}
+    return decisions | {name: _answer(ask) for name, ask in asked.items()}
 
 
 def _answer(ask: Callable[[], Decision]) -> Decision:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from ringspan.contracts.communicator import Communicator
     from ringspan.engine.call import Call
+    from ringspan.plan.queries import QueryPositions
 
-__all__ = ["check_one_process", "device_of", "layout_of", "virtual_ranks"]
+__all__ = ["check_one_shard", "check_queries", "device_of", "layout_of", "virtual_ranks"]
 
 
 def virtual_ranks(call: Call, world_size: int) -> Communicator | None:
@@ -49,39 +50,39 @@ def layout_of(call: Call, N: int, virtual: Communicator | None) -> Layout:
     return Layout(call.tokens or Sequence(N), virtual.shards(N))
 
 
-def device_of(virtual: Communicator, *tensors: Tensor) -> torch.device:
+def device_of(virtual: Communicator, *places: torch.device) -> torch.device:
     """Where virtual ranks compute: where a tensor of the caller's is, or as they are configured."""
-    for x in tensors:
-        if x.device.type != "cpu":
-            return x.device
+    for place in places:
+        if place.type != "cpu":
+            return place
     # A tensor's device has a number also where none was configured.
-    return torch.empty(0, device=virtual.computes_on()).device
+    configured = virtual.computes_on()
+    return torch.empty(0, device=configured).device if configured.type != "cpu" else configured
 
 
-def check_one_process(
-    virtual: Communicator | None, layout: Layout, query: Tensor, key: Tensor, *, crossing: bool
-) -> None:
-    """Refuses what fits neither one shard nor virtual ranks; `crossing`: cross-attention.
+def check_queries(virtual: Communicator, queries: QueryPositions | None) -> None:
+    """Virtual ranks have the keys' own tokens as queries.
 
     Raises:
-        InvalidArgument: a layout of several shards, or keys that lie elsewhere than queries,
-            without virtual ranks.
-        NotYetSupported: virtual ranks with queries that are not the keys' own tokens.
+        NotYetSupported: there are others.
     """
-    if virtual is None:
-        _check_one_shard(layout, query, key)
-    elif crossing:
-        raise NotYetSupported(
-            "query_positions",
-            expected=f"as many queries as keys, at the same positions, with {virtual.name!r}",
-            got=f"{query.shape[1]} queries and {key.shape[1]} keys"
-            if query.shape[1] != key.shape[1]
-            else "query_positions",
-            remedy="Leave communicator out",
-        )
+    if queries is None:
+        return
+    raise NotYetSupported(
+        "query_positions",
+        expected=f"as many queries as keys, at the same positions, with {virtual.name!r}",
+        got=f"{queries.length} queries"
+        + (" of another sequence" if queries.positions is None else " at positions of their own"),
+        remedy="Leave communicator out",
+    )
 
 
-def _check_one_shard(layout: Layout, query: Tensor, key: Tensor) -> None:
+def check_one_shard(layout: Layout, query: Tensor, key: Tensor) -> None:
+    """One process without virtual ranks holds one shard, on one device.
+
+    Raises:
+        InvalidArgument: there are several, or keys lie elsewhere than queries.
+    """
     if layout.world_size > 1:
         raise InvalidArgument(
             "group",

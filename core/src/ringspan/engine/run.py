@@ -21,7 +21,13 @@ from ringspan.engine.choice import Choice, Operands, choose
 from ringspan.engine.exchanges import connect, failed
 from ringspan.engine.failure import witnessed
 from ringspan.engine.kernels import Kernels, Seed, Watch, unwatched
-from ringspan.engine.one_process import check_one_process, device_of, layout_of, virtual_ranks
+from ringspan.engine.one_process import (
+    check_one_shard,
+    check_queries,
+    device_of,
+    layout_of,
+    virtual_ranks,
+)
 from ringspan.engine.plans import cached_plan, cached_plans
 from ringspan.engine.ring import Channel, KeyValue, Ring
 from ringspan.engine.wire import Wire
@@ -220,10 +226,12 @@ def prepare(tensors: Tensors, text: str, N: int, before: Choice | None = None) -
     documents = _documents(tensors.documents)
     queries = _queries(tensors, group)
     operands = Operands.of(*tensors[:3])
-    if group is None:
-        check_one_process(virtual, layout, *tensors[:2], crossing=queries is not None)
     if virtual is not None:
-        operands = replace(operands, device=device_of(virtual, *tensors[:3]))
+        check_queries(virtual, queries)
+        places = (x.device for x in tensors[:3])
+        operands = replace(operands, device=device_of(virtual, *places))
+    elif group is None:
+        check_one_shard(layout, *tensors[:2])
     if before is not None:
         wire = before.wire
     else:

@@ -73,7 +73,7 @@ def _visits(plans: Sequence[Plan]) -> Iterator[tuple[int, int]]:
 def _resident(
     plans: Sequence[Plan], head_dim: int, value_head_dim: int, itemsize: int, backward: bool
 ) -> int:
-    """Two loads at a time, the sums, and the largest piece that a kernel reads and makes."""
+    """Two loads at a time if there are more, the sums, and the largest piece of a kernel."""
     both, wide = head_dim + value_head_dim, max(itemsize, 4)
     queries = max(plan.rows * plan.heads for plan in plans)
     keys = max(plan.key_rows * plan.kv_heads for plan in plans)
@@ -84,18 +84,19 @@ def _resident(
     query, key = max(each[0] for each in pieces), max(each[1] for each in pieces)
     gathered = any(each[2] for each in pieces)
     sums = queries * (value_head_dim + 1) * wide
-    loads = 2 * queries * head_dim + (keys + max(keys, arriving)) * both
+    more = len(plans) > 1
+    loads = (1 + more) * queries * head_dim + (keys + more * max(keys, arriving)) * both
     piece = query * (value_head_dim * itemsize + wide)
     piece += gathered * (query * head_dim + key * both) * itemsize
     forward = loads * itemsize + sums + piece + indices
     if not backward:
         return forward
     asking = (both + value_head_dim) * itemsize + wide
-    some = (arriving if len(plans) > 1 else 0) * both * (itemsize + wide)
+    some = more * arriving * both * (itemsize + wide)
     grads = (queries * head_dim + keys * both) * wide
     piece = (query * head_dim + key * both) * itemsize
     piece += gathered * (query * asking + key * both * itemsize)
-    loads = 2 * (queries * asking + keys * both * itemsize)
+    loads = (1 + more) * (queries * asking + keys * both * itemsize)
     return max(forward, loads + some + grads + piece + indices)
 
 
