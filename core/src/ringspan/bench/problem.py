@@ -81,11 +81,6 @@ class Problem:
         return cls(configuration, layout, range(layout.world_size), torch.device("cpu"), options)
 
     @property
-    def virtual(self) -> bool:
-        """Whether this process is all ranks."""
-        return virtual_named(self.configuration.communicator) is not None
-
-    @property
     def rows(self) -> int:
         """Tokens in this process."""
         return sum(self.layout.sizes[rank] for rank in self.ranks)
@@ -120,8 +115,7 @@ class Problem:
 
     def explained(self, inputs: Inputs) -> Explanation:
         """What a call would do, on every rank."""
-        # Planned as for real ranks, of which virtual ones do the work.
-        request = None if self.virtual else self.configuration.request
+        request = self.configuration.request
         return explain(inputs, layout=self.layout, communicator=request, **self.options)
 
     def _ranks(self, group: Any) -> dict[str, Any]:
@@ -146,11 +140,11 @@ class Forecast:
     """Of the forward pass, over all ranks."""
     memory: tuple[int, ...]
     """Estimated bytes of tensors at the peak where the operands lie, these included."""
-    resident: tuple[int, ...] | None
-    """The same on the device, where operands lie elsewhere; None: they do not."""
-    received: tuple[int, ...] | None
-    """Bytes, in all passes; None: no plan says what virtual ranks stage."""
-    received_forward: tuple[int, ...] | None
+    resident: tuple[int, ...]
+    """Of virtual ranks, estimated bytes on the device at the peak; else 0."""
+    received: tuple[int, ...]
+    """Bytes in all passes; of virtual ranks, to the device."""
+    received_forward: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +169,7 @@ def attempted(configuration: Configuration, N: int, settings: Settings, world: W
         return Attempt(None, refused=forecast)
     limit = settings.memory_limit
     lacking = shortage(forecast.memory, problem.place, world, limit)
-    if forecast.resident is not None:
+    if problem.place != world.device:
         lacking = lacking or shortage(forecast.resident, world.device, world, limit)
     return Attempt(None if lacking else problem, forecast, lacking)
 
@@ -201,7 +195,7 @@ def operands(
 def _asked(problem: Problem, settings: Settings, world: World) -> Forecast | str:
     """What the plan says, or why it cannot run."""
     try:
-        told = problem.explained(_inputs(settings, problem.layout.N, world))
+        told = problem.explained(_inputs(settings, problem, world))
     except InvalidArgument as refusal:
         return str(refusal)
     if not told.can_run:
@@ -209,30 +203,32 @@ def _asked(problem: Problem, settings: Settings, world: World) -> Forecast | str
     costs = [report.cost for report in told.ranks]
     token = _token_bytes(settings, world)
     each = tuple(report.rows * token + report.cost.memory for report in told.ranks)
-    if problem.virtual:
-        # One shard's work and the next one's operands are on the device; the host holds all.
-        resident = (2 * max(each),) if problem.place != world.device else None
-        return Forecast(told.pattern, told.layout, told.flops, (sum(each),), resident, None, None)
+    if told.streamed is not None:
+        moved, names = told.streamed.staged, (told.pattern, told.layout)
+        up = moved.forward_up + moved.backward_up
+        return Forecast(
+            *names, told.flops, (sum(each),), (moved.resident,), (up,), (moved.forward_up,)
+        )
     return Forecast(
         told.pattern,
         told.layout,
         told.flops,
         memory=each,
-        resident=None,
+        resident=(0,) * len(each),
         received=tuple(cost.bytes_received + cost.backward_bytes_received for cost in costs),
         received_forward=tuple(cost.bytes_received for cost in costs),
     )
 
 
-def _inputs(settings: Settings, N: int, world: World) -> Inputs:
+def _inputs(settings: Settings, problem: Problem, world: World) -> Inputs:
     return Inputs(
-        N=N,
+        N=problem.layout.N,
         heads=settings.heads,
         head_dim=settings.head_dim,
         kv_heads=settings.kv_heads,
         batch=settings.batch,
         dtype=settings.dtype_on(world.device),
-        device=world.device,
+        device=problem.place,
         needs_backward=settings.backward,
     )
 

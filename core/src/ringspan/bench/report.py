@@ -47,10 +47,10 @@ class Row:
     samples: tuple[Sample, ...] = ()
 
     @property
-    def bytes_as_planned(self) -> bool | None:
-        """Whether every rank received what the plan says, forward and backward; None: no plan."""
-        if self.forecast is None or self.count is None or self.forecast.received is None:
-            return None
+    def bytes_as_planned(self) -> bool:
+        """Whether every rank received what the plan says, forward and backward."""
+        if self.forecast is None or self.count is None:
+            return True
         return (self.forecast.received_forward, self.forecast.received) == (
             self.count.received_forward,
             self.count.received,
@@ -59,7 +59,7 @@ class Row:
     @property
     def alarm(self) -> str:
         """Stands behind bytes that are not those of the plan."""
-        return " UNPLANNED" if self.bytes_as_planned is False else ""
+        return "" if self.bytes_as_planned else " UNPLANNED"
 
 
 @dataclass(slots=True)
