@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 from collections.abc import Sequence
@@ -177,6 +178,7 @@ def environment(world: World, dtype: torch.dtype) -> dict[str, Any]:
         "devices": world.from_all(f"{world.device} {device.name}".strip()),
         "driver": device.driver,
         "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
