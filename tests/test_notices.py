@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch.distributed as dist
-from ringspan.engine.failure import witnessed
+from ringspan.engine.ring.failure import witnessed
 from ringspan.errors import MessageCorrupted, PeerLost, RanksDisagree, RingError, RingTimeout
 from ringspan.testing.ranks import Ring
 

@@ -13,7 +13,7 @@ import pytest
 import ringspan as rs
 import torch
 import torch.distributed as dist
-from ringspan.engine.exchanges import connections
+from ringspan.engine.ring.exchanges import connections
 from ringspan.plan.orders import order
 from ringspan.testing import assert_exact
 from ringspan.testing.case import Case

@@ -8,7 +8,7 @@ import pytest
 import ringspan as rs
 import torch
 import torch.distributed as dist
-from ringspan.engine.exchanges import connections
+from ringspan.engine.ring.exchanges import connections
 from ringspan.errors import MessageCorrupted, RanksDisagree, RingError
 from ringspan.testing import assert_exact, yardstick
 from ringspan.testing.multiplicity import dense
@@ -188,7 +188,7 @@ def test_ranks_whose_settings_differ_are_told_before_anything_travels(
     assert run_ring(2, differ, name, value) == [name, name]
 
 
-class Broken(RuntimeError):
+class BrokenError(RuntimeError):
     """A kernel's own failure."""
 
 
@@ -203,7 +203,7 @@ def break_down(rank: int) -> tuple[str, int | None, str]:
     q, k, v, _ = (layout.shard(x, rank) for x in inputs(torch.float32))
 
     def breaking(*args: Any, **options: Any) -> Any:
-        raise Broken("out of luck")
+        raise BrokenError("out of luck")
 
     forward = Manual.forward
     if rank == 1:
@@ -211,7 +211,7 @@ def break_down(rank: int) -> tuple[str, int | None, str]:
     try:
         for _ in range(2):
             rs.attention(q, k, v, layout=layout, group=group, backend="manual")
-    except (Broken, RingError) as error:
+    except (BrokenError, RingError) as error:
         found = type(error).__name__, getattr(error, "peer", None), str(error)
     finally:
         Manual.forward = forward  # type: ignore[method-assign]
@@ -222,7 +222,7 @@ def break_down(rank: int) -> tuple[str, int | None, str]:
 
 def test_when_a_kernel_fails_on_one_rank_the_others_say_where_and_why(run_ring: Any) -> None:
     first, second, third = run_ring(3, break_down)
-    assert second[0] == "Broken"
+    assert second[0] == "BrokenError"
     for kind, peer, text in (first, third):
         assert (kind, peer) == ("RingTimeout", 1), text
-        assert "Broken: out of luck" in text
+        assert "BrokenError: out of luck" in text

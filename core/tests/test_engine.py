@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from ringspan import Dense, Dilated, Layout
 from ringspan.contracts import Exchange, Grads, MaskCase, Message, Pending, TileOutput
 from ringspan.engine import execute
-from ringspan.engine.buffers import Buffers
 from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import merge_
-from ringspan.engine.ring import Channel, KeyValue, Ring
+from ringspan.engine.ring.buffers import Buffers
+from ringspan.engine.ring.messages import Channel, KeyValue, Ring
+from ringspan.engine.ring.wire import Wire
 from ringspan.engine.timing import seconds
-from ringspan.engine.wire import Wire
 from ringspan.errors import BrokenContract
 from ringspan.plan.schedule import make_plan
 from ringspan.testing.toy import Toy

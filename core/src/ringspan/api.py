@@ -17,9 +17,9 @@ from ringspan.contracts.tokens import Tokens
 from ringspan.engine import operator
 from ringspan.engine.call import Call
 from ringspan.engine.explanation import Explanation, Inputs, explain_call
-from ringspan.engine.one_process import check_one_shard, virtual_ranks
 from ringspan.engine.operator import LastRun, last_run
 from ringspan.engine.run import AGREE_ON_LENGTHS, Tensors
+from ringspan.engine.virtual.calls import check_one_shard, virtual_ranks
 from ringspan.patterns import Dense
 from ringspan.plan.balance import choose_layout
 from ringspan.plan.groups import Ranks

@@ -15,8 +15,8 @@ from ringspan.contracts.backend import AttentionBackend, Problem
 from ringspan.contracts.communicator import Communicator, Link
 from ringspan.contracts.errors import NoEligibleProvider
 from ringspan.contracts.masks import MaskCase
+from ringspan.engine.ring.wire import Wire
 from ringspan.engine.timing import seconds
-from ringspan.engine.wire import Wire
 from ringspan.plan.groups import group_named
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class Operands:
     def group_size(self) -> int:
         """Query heads per key/value head."""
         return self.heads // self.kv_heads if self.kv_heads else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's key and value, over the batch."""
+        return self.batch * (self.head_dim + self.value_head_dim) * self.dtype.itemsize
 
     @property
     def dtype_name(self) -> str:

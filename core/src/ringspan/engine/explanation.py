@@ -11,9 +11,9 @@ import torch
 from ringspan.contracts.errors import InvalidArgument, NoEligibleProvider
 from ringspan.engine.call import Call
 from ringspan.engine.choice import WHOLE, Operands, decide, decide_whole
-from ringspan.engine.one_process import check_queries, device_of, layout_of
 from ringspan.engine.plans import cached_plan, cached_plans
-from ringspan.engine.wire import Wire
+from ringspan.engine.ring.wire import Wire
+from ringspan.engine.virtual.calls import check_queries, device_of, layout_of
 from ringspan.plan.balance import EVEN, busiest
 from ringspan.plan.cost import Cost, cost_of
 from ringspan.plan.staged import Staged, staged
@@ -264,7 +264,8 @@ def explain_call(
         device = device_of(virtual, device)
     world_size = layout.world_size
     wire = Wire() if world_size == 1 else Wire.configured()
-    most_rows = wire.most_rows(replace(inputs.operands(inputs.N), device=device), world_size)
+    row_bytes = inputs.operands(inputs.N).row_bytes
+    most_rows = wire.most_rows(row_bytes, device.type, world_size)
     asked = (call.pattern.fingerprint, call.pattern, call.causal)
     heads = (inputs.heads, inputs.kv_heads or inputs.heads)
     if virtual is None:

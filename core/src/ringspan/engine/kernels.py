@@ -17,7 +17,7 @@ from ringspan.contracts.masks import Mask
 from ringspan.contracts.work import Indexed, Tiles
 from ringspan.engine.choice import Choice
 from ringspan.engine.merge import accumulation_dtype
-from ringspan.engine.ring import KeyValue
+from ringspan.engine.ring.messages import KeyValue
 from ringspan.engine.rows import Selection, key_rows, query_rows
 from ringspan.plan.steps import Plan, Step
 

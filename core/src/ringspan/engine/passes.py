@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ringspan.engine import execute, virtual
+from ringspan.engine import execute
 from ringspan.engine.merge import accumulation_dtype
-from ringspan.engine.staging import Staging
+from ringspan.engine.virtual import loop as virtual
+from ringspan.engine.virtual.staging import Staging
 
 if TYPE_CHECKING:
     from ringspan.contracts.communicator import Communicator, Exchange
     from ringspan.engine.choice import Choice
     from ringspan.engine.kernels import Saved
-    from ringspan.engine.ring import Ring
+    from ringspan.engine.ring.messages import Ring
     from ringspan.engine.run import Run
 
 __all__ = ["Traffic", "backward_pass", "empty_outputs", "forward_pass"]

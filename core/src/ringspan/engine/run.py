@@ -18,19 +18,19 @@ from ringspan.contracts.tokens import Sequence
 from ringspan.contracts.work import Indexed
 from ringspan.engine.call import Call
 from ringspan.engine.choice import Choice, Operands, choose
-from ringspan.engine.exchanges import connect, failed
-from ringspan.engine.failure import witnessed
 from ringspan.engine.kernels import Kernels, Seed, Watch, unwatched
-from ringspan.engine.one_process import (
+from ringspan.engine.plans import cached_plan, cached_plans
+from ringspan.engine.ring.exchanges import connect, failed
+from ringspan.engine.ring.failure import witnessed
+from ringspan.engine.ring.messages import Channel, KeyValue, Ring
+from ringspan.engine.ring.wire import Wire
+from ringspan.engine.virtual.calls import (
     check_one_shard,
     check_queries,
     device_of,
     layout_of,
     virtual_ranks,
 )
-from ringspan.engine.plans import cached_plan, cached_plans
-from ringspan.engine.ring import Channel, KeyValue, Ring
-from ringspan.engine.wire import Wire
 from ringspan.plan.agreement import agree
 from ringspan.plan.groups import group_named
 from ringspan.plan.layout import Layout
@@ -237,7 +237,7 @@ def prepare(tensors: Tensors, text: str, N: int, before: Choice | None = None) -
     else:
         wire = Wire() if layout.world_size == 1 else Wire.configured()
     asked = (call.pattern.fingerprint, call.pattern, call.causal, operands.heads, operands.kv_heads)
-    most_rows = wire.most_rows(operands, layout.world_size)
+    most_rows = wire.most_rows(operands.row_bytes, operands.device.type, layout.world_size)
     if virtual is not None:
         plans = cached_plans(*asked, layout, documents, most_rows)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ringspan.engine.exchanges import connections
+from ringspan.engine.ring.exchanges import connections
 from ringspan.parallel.checks import ranks_of
 
 __all__ = ["Traffic", "traffic"]

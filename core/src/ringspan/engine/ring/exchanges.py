@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ringspan.contracts.errors import RingError
-from ringspan.engine.buffers import Buffers
+from ringspan.engine.ring.buffers import Buffers
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ringspan.contracts.communicator import Exchange, Message, Pending
 from ringspan.contracts.errors import MessageCorrupted
-from ringspan.engine.buffers import Buffers
-from ringspan.engine.checksum import CHECKSUM_BYTES, checksum
-from ringspan.engine.wire import Wire
+from ringspan.engine.ring.buffers import Buffers
+from ringspan.engine.ring.checksum import CHECKSUM_BYTES, checksum
+from ringspan.engine.ring.wire import Wire
 from ringspan.plan.steps import Parcel, Plan, Step
 
 __all__ = ["Arrival", "Channel", "Envelope", "KeyValue", "Ring"]

@@ -12,8 +12,6 @@ from ringspan.plan.parts import WHOLE_STEPS
 if TYPE_CHECKING:
     import torch
 
-    from ringspan.engine.choice import Operands
-
 __all__ = ["Wire"]
 
 _MESSAGE_BYTES = {"cpu": 2**20}
@@ -46,12 +44,12 @@ class Wire:
         """Bytes of one element of a gradient on its way."""
         return accumulation_dtype(dtype).itemsize if self.wide_gradients else dtype.itemsize
 
-    def most_rows(self, operands: Operands, world_size: int) -> int:
-        """Key/value rows in one message; a step of more travels in parts."""
+    def most_rows(self, row_bytes: int, device: str, world_size: int) -> int:
+        """Key/value rows in one message; a step of more travels in parts.
+
+        `row_bytes` are those of one row's key and value, over the batch; `device` is its type.
+        """
         if world_size == 1:
             return WHOLE_STEPS
-        both = operands.head_dim + operands.value_head_dim
-        row = max(1, operands.batch * both * operands.dtype.itemsize)
-        device = operands.device.type
         most = self.message_bytes or _MESSAGE_BYTES.get(device, _MESSAGE_BYTES_OF_DEVICES)
-        return max(1, most // row)
+        return max(1, most // max(1, row_bytes))

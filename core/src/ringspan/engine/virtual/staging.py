@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ringspan.contracts.communicator import Exchange, Message, Pending
-from ringspan.engine.apart import parcel_apart
-from ringspan.engine.resident import Resident
-from ringspan.engine.ring import KeyValue
+from ringspan.engine.ring.messages import KeyValue
+from ringspan.engine.virtual.apart import parcel_apart
+from ringspan.engine.virtual.resident import Resident
 from ringspan.plan.steps import Parcel
 
 __all__ = ["Load", "Staging", "Take", "ahead"]

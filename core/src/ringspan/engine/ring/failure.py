@@ -11,7 +11,7 @@ from copy import copy
 from typing import TYPE_CHECKING
 
 from ringspan.contracts.errors import RanksDisagree, RingError, RingTimeout
-from ringspan.engine.notices import BLAMING, Inquiry, Notice
+from ringspan.engine.ring.notices import BLAMING, Inquiry, Notice
 
 if TYPE_CHECKING:
     import torch.distributed as dist

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 
-from ringspan.engine.ring import KeyValue
+from ringspan.engine.ring.messages import KeyValue
 from ringspan.plan.steps import Parcel, Plan, Step
 
 __all__ = ["Shards"]

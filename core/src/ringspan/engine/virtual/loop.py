@@ -15,15 +15,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ringspan.engine.apart import parcel_apart, plan_apart, step_apart
 from ringspan.engine.execute import with_positive_infinity
 from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import Accumulator, accumulation_dtype
-from ringspan.engine.ring import KeyValue
+from ringspan.engine.ring.messages import KeyValue
 from ringspan.engine.rows import key_rows, query_rows
-from ringspan.engine.shards import Shards
 from ringspan.engine.sink import sink_logits
-from ringspan.engine.staging import Load, Staging, Take, ahead
+from ringspan.engine.virtual.apart import parcel_apart, plan_apart, step_apart
+from ringspan.engine.virtual.shards import Shards
+from ringspan.engine.virtual.staging import Load, Staging, Take, ahead
 from ringspan.plan.staged import index_bytes
 from ringspan.plan.steps import Parcel, Plan, Step
 

@@ -1,0 +1,1 @@
+"""All ranks in one process: their shards stream through one device."""
