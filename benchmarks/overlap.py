@@ -39,6 +39,7 @@ from ringspan.catalogue import catalogue
 from ringspan.testing.delayed import Delayed
 from ringspan.testing.ranks import Ring
 from ringspan.testing.site import plugged_in
+from ringspan_registry import detect
 from timed_kernels import Timed
 
 LIMIT = 1.1
@@ -205,7 +206,13 @@ def main() -> int:
     print(f"ms, medians of {given.rounds} interleaved rounds; {problem.parts} parts\n{table(rows)}")
     report = {
         "problem": vars(problem) | {"parts": problem.parts, "step_bytes": problem.step_bytes},
-        "machine": {"cpu": platform.processor(), "torch": torch.__version__},
+        "environment": {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": detect("cpu").name,
+            "threads": 1,
+        },
+        "rounds": given.rounds,
         "limit": LIMIT,
         "rows": rows,
     }
