@@ -64,3 +64,33 @@ def test_gradients_travel_while_the_next_kernels_run_and_own_rows_are_last(
             "wait rows 2", "compute", "wait gradients 1", "post gradients 2",
             "compute", "wait gradients 2",
         ]  # fmt: skip
+
+
+def exposed(written: list[str]) -> list[str]:
+    """The messages that were waited for without any computation since they were posted."""
+    posted: list[str] = []
+    hidden: list[str] = []
+    found = []
+    for event in written:
+        verb, _, message = event.partition(" ")
+        if verb == "post":
+            posted.append(message)
+        elif verb == "compute":
+            hidden, posted = [*hidden, *posted], []
+        elif message in hidden:
+            hidden.remove(message)
+        else:
+            posted.remove(message)
+            found.append(message)
+    return found
+
+
+@pytest.mark.parametrize("message_bytes", [None, 1])
+def test_every_message_but_the_first_of_a_backward_pass_hides_behind_kernels(
+    loopback: Loopback, message_bytes: int | None
+) -> None:
+    """Also where each head's rows travel in a message of their own."""
+    with rs.use(message_bytes=message_bytes):
+        answers = loopback.run(attend)
+    for forward, backward in answers:
+        assert (exposed(forward), exposed(backward)) == ([], ["rows 1"])
