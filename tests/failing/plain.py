@@ -66,7 +66,7 @@ def _complaints(rank: int, report: Report) -> list[str]:
         return [f"it reported {error or 'nothing'}\n{report.stderr}"]
     if error["rank"] != rank or error["peer"] not in set(range(WORLD_SIZE)) - {rank}:
         found.append(f"it names rank {error['rank']} and peer {error['peer']}")
-    if error["direction"] not in ("send", "receive") or not 0 < error["step"] < WORLD_SIZE:
+    if error["direction"] not in ("send", "receive") or not 0 <= error["step"] < WORLD_SIZE:
         found.append(f"it names direction {error['direction']} and step {error['step']}")
     if report.seconds > TIMEOUT + GRACE:
         found.append(f"it reported after {report.seconds:.1f} s")

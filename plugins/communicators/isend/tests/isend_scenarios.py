@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -183,21 +184,26 @@ def the_message_that_failed_is_named(rank: int) -> None:
     """Rank 1 answers, rank 2 dies: of four messages the third is the one that fails."""
     exchange = impatient()
     if rank == 2:
+        dist.recv(torch.empty(1), 0)
         die()
     if rank == 1:
         exchange.post(
             [Message(0, torch.ones(4), tag=2, step=1)], [Message(0, torch.empty(4), tag=2, step=1)]
         ).wait()
+        dist.send(torch.ones(1), 0)
         return
+    pending = exchange.post(
+        [Message(1, torch.ones(4), tag=2, step=1)],
+        [
+            Message(1, torch.empty(4), tag=2, step=1),
+            Message(2, torch.empty(4), tag=3, step=6),
+            Message(2, torch.empty(4), tag=4, step=7),
+        ],
+    )
+    dist.recv(torch.empty(1), 1)
+    dist.send(torch.ones(1), 2)
     with pytest.raises(PeerLost) as found:
-        exchange.post(
-            [Message(1, torch.ones(4), tag=2, step=1)],
-            [
-                Message(1, torch.empty(4), tag=2, step=1),
-                Message(2, torch.empty(4), tag=3, step=6),
-                Message(2, torch.empty(4), tag=4, step=7),
-            ],
-        ).wait()
+        pending.wait()
     assert_about(found.value, PeerLost, rank=0, peer=2, step=6, direction="receive")
 
 
@@ -215,13 +221,30 @@ def the_dead_are_named_rather_than_the_silent(rank: int) -> None:
         assert_about(found.value, PeerLost, rank=0, peer=2, step=2, direction="receive")
 
 
+def who_waits_for_a_rank_that_lost_another_hears_of_it(rank: int) -> None:
+    """Long before that rank ends, or the group's timeout."""
+    group = dist.new_group(timeout=timedelta(seconds=60))
+    exchange = IsendExchange(group, CPU, Route.DIRECT)
+    swap_keys_and_values(exchange)
+    if rank == 2:
+        die()
+    started, peer = time.monotonic(), (2, 0)[rank]
+    with pytest.raises(PeerLost) as found:
+        exchange.post([], [Message(peer, torch.empty(4), tag=3)]).wait()
+    assert_about(found.value, PeerLost, rank=rank, peer=peer)
+    assert time.monotonic() - started < 30
+    # Both are alive until both have said so.
+    dist.barrier(dist.new_group([0, 1], use_local_synchronization=True))
+
+
 def what_is_in_flight_at_a_failure_stays_in_memory(rank: int) -> None:
     exchange = impatient()
     if rank == 2:
         die()
     if rank == 1:
         dist.recv(torch.empty(1), 0)
-        exchange.post([Message(0, torch.full((1 << 16,), 7.0), tag=1)], []).wait()
+        with pytest.raises(PeerLost):
+            exchange.post([Message(0, torch.full((1 << 16,), 7.0), tag=1)], []).wait()
         dist.send(torch.ones(1), 0)
         return
     received = torch.zeros(1 << 16)

@@ -68,6 +68,7 @@ def test_between_three_ranks(ring: Ring, scenario: Callable[[int], None]) -> Non
         (scenarios.a_peer_that_dies_while_awaited_is_lost, 3, 2),
         (scenarios.the_message_that_failed_is_named, 3, 2),
         (scenarios.the_dead_are_named_rather_than_the_silent, 3, 2),
+        (scenarios.who_waits_for_a_rank_that_lost_another_hears_of_it, 3, 2),
         (scenarios.what_is_in_flight_at_a_failure_stays_in_memory, 3, 2),
         (scenarios.staged_failures_keep_their_buffers, 3, 2),
     ],

@@ -9,6 +9,7 @@ the exchange does: the transport may still write into it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["IsendExchange"]
 
+NOBODYS = 2**31 - 1
+"""A tag with which nobody sends."""
 MAX_GROUPED = 256
 """NCCL has been seen to hang on larger groups of operations."""
 
@@ -205,8 +208,10 @@ class IsendExchange(Exchange):
     def _failed(self, parcel: _Parcel, error: RuntimeError) -> RingError:
         """What to raise when torch could not carry `parcel`; from now on the exchange refuses."""
         found = diagnose(error)
-        if found.kind is RingTimeout and self._over_gloo:
+        if self._over_gloo and found.kind is RingTimeout:
             parcel, found = self._lost_meanwhile() or (parcel, found)
+        elif self._over_gloo:
+            self._hang_up()
         self.failure = found.kind.between(
             self.rank,
             parcel.ticket.peer,
@@ -231,6 +236,21 @@ class IsendExchange(Exchange):
                     if found.kind is PeerLost:
                         return flight.parcels[0], found
         return None
+
+    def _hang_up(self) -> None:
+        """Has gloo end all connections of the group, as it does at a timeout.
+
+        Ranks that wait for this one hear of it at once, and not when this process ends: that may
+        take long, and rank 0 may by then have taken the group's store along.
+        """
+        for peer in range(self.world_size):
+            if peer != self.rank:
+                # From a peer that is gone already this fails otherwise.
+                with suppress(RuntimeError):
+                    nothing = torch.empty(1, dtype=torch.uint8)
+                    work = dist.irecv(nothing, group=self.group, group_src=peer, tag=NOBODYS)
+                    assert work is not None, "torch returns None only outside the group"
+                    work.wait(timedelta(milliseconds=1))
 
 
 class _IsendPending(Pending):
