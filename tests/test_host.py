@@ -328,6 +328,23 @@ def test_the_foretold_resident_bytes_are_about_right(pattern: Any, world_size: i
     assert 0.7 <= ratio <= 1.8
 
 
+def test_gradients_are_contiguous_whatever_the_inputs_strides() -> None:
+    leaves = [x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in problem(64)]
+    q, k, v, grad_out = (x.requires_grad_() for x in leaves)
+    out = rs.attention(q, k, v, layout=rs.Layout(64, 2), communicator="host")
+    grads = torch.ops.ringspan.attention_backward(  # as the compiler calls it, without autograd
+        *(grad_out, *(x.detach() for x in (q, k, v)), *[None] * 4, *saved_by(out))
+    )
+    assert all(grad.is_contiguous() for grad in grads[:3])
+
+
+def saved_by(out: Tensor) -> tuple[Any, ...]:
+    """Output, lse, ticket, text and length that a forward pass kept for its backward pass."""
+    kept = out.grad_fn
+    assert kept is not None
+    return *kept.saved_tensors[-3:], kept.call, kept.N  # type: ignore[attr-defined]
+
+
 def test_a_checkpointed_and_a_compiled_call_stream_too() -> None:
     q, k, v, grad_out = problem(96)
     layout = rs.Layout(96, 3)

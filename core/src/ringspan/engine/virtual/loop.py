@@ -133,8 +133,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value in their dtype, each where its tensor lies."""
     shards, query = Shards(plans), saved.query
-    grad_query = torch.zeros_like(query, dtype=accumulation_dtype(query.dtype))
-    grads = KeyValue(*(torch.zeros_like(x) for x in saved.local))
+    # Contiguous, as the operator promises to `torch.compile`.
+    grad_query = query.new_zeros(query.shape, dtype=accumulation_dtype(query.dtype))
+    grads = KeyValue(*(x.new_zeros(x.shape) for x in saved.local))
     arrivals = ahead(_key_loads(shards, staging, with_positive_infinity(saved)))
     for rank in range(len(plans)):
         sums: _Sums | None = None
