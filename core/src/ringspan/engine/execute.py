@@ -20,17 +20,20 @@ __all__ = ["backward", "forward", "with_positive_infinity"]
 def _arrivals(
     steps: tuple[Step, ...], local: KeyValue, ring: Ring | None
 ) -> Iterator[tuple[Step, KeyValue]]:
-    """Each step with the rows to compute on; the next step's rows are already on their way."""
-    posted: dict[int, Arrival] = {}
+    """Each step with the rows to compute on; the next rows to come are already on their way."""
+    elsewhere = (step for step in steps if step.index and ring is not None)
 
-    def post(position: int) -> None:
-        if ring is not None and position < len(steps) and steps[position].index:
-            posted[position] = ring.post_rows(steps[position])
+    def post() -> Arrival | None:
+        step = next(elsewhere, None)
+        return None if step is None or ring is None else ring.post_rows(step)
 
-    post(0)
-    for position, step in enumerate(steps):
-        rows = posted.pop(position).wait() if step.index else local
-        post(position + 1)
+    coming = post()
+    for step in steps:
+        if coming is None or step.index == 0:
+            yield step, local
+            continue
+        rows = coming.wait()
+        coming = post()
         yield step, rows
 
 
@@ -71,7 +74,7 @@ def backward(
     saved, batch = with_positive_infinity(saved), saved.query.shape[0]
     grad_query = _total(saved.query, plan.one_piece, plan.backward_covered)
     grad_key, grad_value = (_total(x, plan.key_one_piece, plan.key_covered) for x in saved.local)
-    returning: list[tuple[Step, Arrival]] = []
+    returning: tuple[Step, Arrival] | None = None
     for step, rows in _arrivals(plan.backward_steps, saved.local, ring):
         sums = None
         if step.index and ring is not None:
@@ -89,10 +92,11 @@ def backward(
                 at_key.add(sums.rows.value, at_key.split(piece.value, batch))
             # Not beside the next one.
             del piece
-        if ring is not None:
-            _finish(ring, returning, KeyValue(grad_key.tensor, grad_value.tensor))
-            if sums is not None:
-                returning.append((step, ring.post_grads(step, sums)))
+        if ring is not None and sums is not None:
+            _take(ring, returning, grad_key, grad_value)
+            returning = step, ring.post_grads(step, sums)
+    if ring is not None:
+        _take(ring, returning, grad_key, grad_value)
     return (
         grad_query.finish(saved.query.dtype),
         grad_key.finish(saved.local.key.dtype),
@@ -100,10 +104,12 @@ def backward(
     )
 
 
-def _finish(ring: Ring, returning: list[tuple[Step, Arrival]], grads: KeyValue) -> None:
-    while returning:
-        step, arrival = returning.pop(0)
-        ring.add_grads(step, arrival, grads)
+def _take(
+    ring: Ring, returning: tuple[Step, Arrival] | None, grad_key: Total, grad_value: Total
+) -> None:
+    """Adds gradients that come back to those of this rank's own rows."""
+    if returning is not None:
+        ring.add_grads(*returning, KeyValue(grad_key.tensor, grad_value.tensor))
 
 
 def with_positive_infinity(saved: Saved) -> Saved:
