@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.distributed as dist
-from ringspan.engine.numbers import from_each
+from ringspan.engine.ring.numbers import from_each
 from ringspan.errors import PeerLost, RingTimeout
 from ringspan.testing.ranks import Ring
 from ringspan_isend import Isend

@@ -226,3 +226,76 @@ def test_when_a_kernel_fails_on_one_rank_the_others_say_where_and_why(run_ring: 
     for kind, peer, text in (first, third):
         assert (kind, peer) == ("RingTimeout", 1), text
         assert "BrokenError: out of luck" in text
+
+
+def go_on_alone(rank: int) -> str:
+    """Rank 0 takes one forward pass more, where rank 1 goes on to its backward pass."""
+    from datetime import timedelta
+
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=5))
+    layout = rs.Layout(N, 2)
+    q, k, v, grad_out = (layout.shard(x, rank) for x in inputs(torch.float32))
+    for x in (q, k, v):
+        x.requires_grad_()
+    options = {"layout": layout, "group": group}
+    try:
+        torch.autograd.grad(rs.attention(q, k, v, **options), (q, k, v), grad_out)
+        out = rs.attention(q, k, v, **options)
+        if rank == 0:
+            rs.attention(q, k, v, **options)
+        torch.autograd.grad(out, (q, k, v), grad_out)
+    except RingError as error:
+        return f"{type(error).__name__}: {error.argument}"
+    return "went through"
+
+
+def test_a_forward_pass_never_takes_the_rows_of_a_backward_pass(run_ring: Any) -> None:
+    assert run_ring(2, go_on_alone) == ["RanksDisagree: pass"] * 2
+
+
+def ask_differently(rank: int, what: str) -> str:
+    from datetime import timedelta
+
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=20))
+    layout = rs.Layout(N, 2)
+    q, k, v, _ = (layout.shard(x, rank) for x in inputs(torch.float32))
+    options: dict[str, Any] = {"layout": layout, "group": group, "backend": "manual"}
+    if what == "dropout_p":
+        options["dropout_p"] = 0.5 * rank
+    if what == "layout given" and rank:
+        del options["layout"]
+    if what == "seed given":
+        options |= {"dropout_p": 0.5, "seed": 3 if rank else None}
+    try:
+        rs.attention(q, k, v, **options)
+    except RanksDisagree as error:
+        return error.argument
+    return "went through"
+
+
+@pytest.mark.parametrize("what", ["dropout_p", "layout given", "seed given"])
+def test_no_rank_asks_for_a_number_that_the_others_do_not_give(run_ring: Any, what: str) -> None:
+    assert run_ring(2, ask_differently, what) == [what, what]
+
+
+def test_a_checksum_moves_no_row_to_where_kernels_compute_otherwise(run_ring: Any) -> None:
+    plain, checked = (
+        run_ring(3, train, torch.float32, {"debug": debug}) for debug in (False, True)
+    )
+    for (found, _), (expected, _) in zip(checked, plain, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def call_twice(rank: int) -> list[bool]:
+    layouts = [rs.Layout(n, 2, sizes=(n, 0)) for n in (8, 4)]
+    runs, outs = [], []
+    for layout in layouts:
+        q = torch.randn(1, layout.sizes[rank], 2, 4, requires_grad=True)
+        outs.append(rs.attention(q, q, q, layout=layout, group=dist.group.WORLD))
+        runs.append(rs.last_run())
+    outs[0].sum().backward()
+    return [run.backward is not None for run in runs]  # type: ignore[union-attr]
+
+
+def test_a_backward_pass_is_told_with_its_own_call_where_a_rank_has_no_rows(run_ring: Any) -> None:
+    assert run_ring(2, call_twice) == [[True, False], [True, False]]

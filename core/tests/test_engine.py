@@ -38,7 +38,7 @@ class _Recording(Exchange):
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Pending:
         (tag,) = {message.tag for message in (*sends, *receives)}
         self.tags.append(tag)
-        name = f"{'grads' if tag % 2 else 'rows'} {tag % (2 * self.world_size) // 2}"
+        name = f"{'grads' if tag % 4 == 2 else 'rows'} {tag % (4 * self.world_size) // 4}"
         self.events.append(f"post {name}")
         for message in receives:
             message.tensor.zero_()
@@ -76,7 +76,7 @@ class _Noting(Toy):
 
 
 def _ring_of(
-    rank: int, world_size: int, call: int = 5
+    rank: int, world_size: int, call: int = 5, *, backward: bool = False
 ) -> tuple[Any, Kernels, KeyValue, Ring, list[str]]:
     events: list[str] = []
     layout = Layout(4 * world_size, world_size)
@@ -84,7 +84,7 @@ def _ring_of(
     kernels = Kernels(_Choice(_Noting(events)), 0.5, plan)  # type: ignore[arg-type]
     local = KeyValue(torch.randn(1, 4, 1, 2), torch.randn(1, 4, 1, 2))
     exchange = _Recording(rank, world_size, events)
-    channel = Channel(exchange, Buffers(torch.device("cpu")), Wire(), call)
+    channel = Channel(exchange, Buffers(torch.device("cpu")), Wire(), 17, call, backward)
     return plan, kernels, local, Ring(channel, plan, local), events
 
 
@@ -103,7 +103,7 @@ def test_the_next_rows_are_on_their_way_before_the_current_ones_are_computed() -
 
 
 def test_gradients_ride_behind_the_work_that_follows_them_and_own_rows_come_last() -> None:
-    plan, kernels, local, ring, events = _ring_of(1, 3)
+    plan, kernels, local, ring, events = _ring_of(1, 3, backward=True)
     x = torch.randn(1, 4, 1, 2)
     execute.backward(plan, kernels, Saved(x, x, local, x, torch.zeros(1, 1, 4)), ring)
     assert events == [
@@ -121,14 +121,19 @@ def test_gradients_ride_behind_the_work_that_follows_them_and_own_rows_come_last
     ]
 
 
-def test_calls_steps_and_directions_have_tags_of_their_own() -> None:
-    tags = set()
+def test_calls_passes_steps_and_directions_have_tags_of_their_own() -> None:
+    tags: list[int] = []
+    x = torch.randn(1, 4, 1, 2)
     for call in (5, 6):
-        plan, kernels, local, ring, _ = _ring_of(0, 4, call)
-        x = torch.randn(1, 4, 1, 2)
-        execute.backward(plan, kernels, Saved(x, x, local, x, torch.zeros(1, 1, 4)), ring)
-        tags |= set(ring._channel.exchange.tags)  # type: ignore[attr-defined]
-    assert len(tags) == 2 * 2 * 3
+        for backward in (False, True):
+            plan, kernels, local, ring, _ = _ring_of(0, 4, call, backward=backward)
+            if backward:
+                saved = Saved(x, x, local, x, torch.zeros(1, 1, 4))
+                execute.backward(plan, kernels, saved, ring)
+            else:
+                execute.forward(plan, kernels, x, local, None, ring)
+            tags += ring._channel.exchange.tags  # type: ignore[attr-defined]
+    assert len(tags) == len(set(tags)) == 2 * 3 * 3
 
 
 def _run(backend: Toy) -> tuple[Tensor, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import threading
+import time
 
 import pytest
 import ringspan as rs
@@ -294,3 +296,32 @@ def test_wide_sums_kept_from_inference_serve_training() -> None:
     with torch.inference_mode():
         block = workspace.borrow((2**23,), torch.float32, torch.device("cpu"))
     assert not block.is_inference()
+
+
+def test_threads_may_call_at_once_while_others_collect_garbage() -> None:
+    q = torch.randn(1, 8, 1, 2)
+    failures: list[BaseException] = []
+
+    def call(number: int) -> None:
+        try:
+            for turn in range(300):
+                rs.attention(q, q, q, pattern=rs.Dilated((2, 4), (1, 2)), scale=number + turn / 1e4)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test shows it
+            failures.append(error)
+
+    def yielding(*_: object) -> None:
+        time.sleep(0)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(yielding)
+    gc.set_threshold(50)
+    try:
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(1, 5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(yielding)
+    assert failures == []

@@ -319,6 +319,8 @@ def _layout_of(
             got=repr(world_size),
             remedy="Pass layout=Layout(N, world_size), or described Inputs",
         )
+    if isinstance(tokens, Tokens) and tokens.N != q.N:
+        raise InvalidArgument("tokens", expected=f"{q.N} tokens in all", got=repr(tokens))
     return choose_layout(
         q.N if tokens is None else tokens,
         world_size,

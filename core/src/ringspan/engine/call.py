@@ -6,6 +6,7 @@ The text never holds the number of tokens of a plain sequence, so that lengths d
 from __future__ import annotations
 
 import ast
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -74,9 +75,15 @@ class Call:
         return _from_text(text, N)
 
 
+_reading = threading.Lock()
+"""Python 3.11 counts the depth of what it reads for all threads together."""
+
+
 @lru_cache(maxsize=256)
 def _from_text(text: str, N: int) -> Call:
-    pattern, causal, scale, tokens, layout, *rest = ast.literal_eval(text)
+    with _reading:
+        literal = ast.literal_eval(text)
+    pattern, causal, scale, tokens, layout, *rest = literal
     return Call(
         Pattern.from_literal(pattern),
         causal,

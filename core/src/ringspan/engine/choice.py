@@ -32,6 +32,7 @@ __all__ = [
     "Choice",
     "Operands",
     "choose",
+    "choose_communicator",
     "decide",
     "decide_whole",
     "device_info",
@@ -152,7 +153,8 @@ def decide(
     """
     yield from _decide_backends(call, operands, plan)
     if plan.world_size > 1 or virtual:
-        yield "communicator", partial(_decide_communicator, call, operands, plan, virtual)
+        device, ranks = operands.device, plan.world_size
+        yield "communicator", partial(_decide_communicator, call, device, ranks, virtual=virtual)
 
 
 def _decide_backends(
@@ -174,10 +176,22 @@ def _decide_backends(
         )
 
 
-def _decide_communicator(call: Call, operands: Operands, plan: Plan, virtual: bool) -> Decision:
-    info = device_info(operands.device)
-    link = Link(info.type, plan.world_size, _group_backends(call), virtual)
+def _decide_communicator(
+    call: Call, device: torch.device, world_size: int, *, virtual: bool
+) -> Decision:
+    info = device_info(device)
+    link = Link(info.type, world_size, _group_backends(call), virtual)
     return catalogue().select("communicator", link, info, requested=call.communicator)
+
+
+def choose_communicator(call: Call, device: torch.device, world_size: int) -> Communicator:
+    """The communicator of a ring of processes, which `choose` would choose.
+
+    Raises:
+        NoEligibleProvider: with every candidate's reasons.
+    """
+    chosen = _decide_communicator(call, device, world_size, virtual=False).chosen
+    return cast("Communicator", catalogue().provider("communicator", chosen))
 
 
 def decide_whole(call: Call, operands: Operands) -> Decision:

@@ -44,8 +44,8 @@ class LastRun:
     """What its backward pass moved, once that has run."""
 
 
-# The backward pass knows its forward by where the saved lse lies. Runs that nobody can ask for are
-# not kept.
+# The backward pass finds its forward by where the saved ticket lies: what is on it must be the same
+# for equal calls. Runs that nobody can ask for are not kept.
 _runs: WeakValueDictionary[int, LastRun] = WeakValueDictionary()
 
 
@@ -80,7 +80,9 @@ def attention(
     call: str,
     N: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output `[B, Nq, H, Dv]`, lse `[B, H, Nq]`, and a ticket: the choice that ran, and the seed.
+    """Output `[B, Nq, H, Dv]`, lse `[B, H, Nq]`, and a ticket for the backward pass.
+
+    The ticket has the number of the choice that ran, the seed, and the pass's number in its ring.
 
     Query, key and value hold this rank's rows; `call` is a `Call.text`; `N` counts the keys of
     all ranks, or is `AGREE_ON_LENGTHS`.
@@ -89,15 +91,16 @@ def attention(
     run = prepare(tensors.rows_last_contiguous(), call, N)
     choice = run.choose()
     agreed = agreed_seed(run)
-    out, lse, traffic = forward_pass(run, choice, agreed)
+    out, lse, traffic, forward = forward_pass(run, choice, agreed)
     padded = run.padded_queries()
     if padded is not None:
         out.masked_fill_(padded[:, :, None, None], 0.0)
         lse.masked_fill_(padded[:, None, :], -torch.inf)
     done = LastRun(run.plan.rank, run.plan.world_size, choice.decisions, *astuple(traffic))
     _last_run.set(done)
-    _runs[lse.data_ptr()] = done
-    return out, lse, torch.tensor([remember(choice), agreed])
+    ticket = torch.tensor([remember(choice), agreed, forward])
+    _runs[ticket.data_ptr()] = done
+    return out, lse, ticket
 
 
 @attention.register_fake
@@ -113,7 +116,7 @@ def _(
     call: str,
     N: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (*empty_outputs(query, value), torch.empty(2, dtype=torch.int64))
+    return (*empty_outputs(query, value), torch.empty(3, dtype=torch.int64))
 
 
 @torch.library.custom_op("ringspan::attention_backward", mutates_args=())
@@ -134,8 +137,8 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and sink (empty without one), from the final out and lse."""
     tensors = Tensors(query, key, value, sink, key_padding, documents, query_positions)
-    number, seed = ticket.tolist()
-    choice = recall(number)
+    chosen, seed, forward = ticket.tolist()
+    choice = recall(chosen)
     run = prepare(tensors.rows_last_contiguous(), call, N, choice)
     if run.empty:
         grads = tuple(torch.zeros_like(x) for x in (query, key, value))
@@ -146,10 +149,10 @@ def attention_backward(
     elif grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     saved = Saved(grad_out, run.tensors.query, run.local, out, lse)
-    grads, traffic = backward_pass(run, choice, seed, saved)
-    forward = _runs.get(lse.data_ptr())
-    if forward is not None:
-        forward.backward = traffic
+    grads, traffic = backward_pass(run, choice, seed, forward, saved)
+    done = _runs.get(ticket.data_ptr())
+    if done is not None:
+        done.backward = traffic
     of_sink = _zero_sink(sink, query) if sink is None else grad_sink(sink, grad_out, out, lse)
     return (*grads, of_sink)
 

@@ -46,14 +46,14 @@ class Traffic:
         return cls(*way.traffic)
 
 
-def forward_pass(run: Run, choice: Choice, seed: int) -> tuple[Tensor, Tensor, Traffic]:
-    """Output `[B, N, H, Dv]`, lse `[B, H, N]`, and what moved."""
+def forward_pass(run: Run, choice: Choice, seed: int) -> tuple[Tensor, Tensor, Traffic, int]:
+    """Output `[B, N, H, Dv]`, lse `[B, H, N]`, what moved, and the pass's number in its ring."""
     query, local, sink = run.tensors.query, run.local, run.tensors.sink
     if run.virtual is not None and not run.empty:
         staging = _staging(run, choice)
         kernels = run.kernels(choice, seed, staging.resident.hold)
         out, lse = virtual.forward(run.plans, kernels, staging, query, local, sink)
-        return out, lse, Traffic.of(staging)
+        return out, lse, Traffic.of(staging), 0
     with run.ring(choice) as ring:
         if run.empty:
             out, lse = empty_outputs(query, local.value)
@@ -61,16 +61,21 @@ def forward_pass(run: Run, choice: Choice, seed: int) -> tuple[Tensor, Tensor, T
             out, lse = execute.forward(
                 run.plan, run.kernels(choice, seed), query, local, sink, ring
             )
-    return out, lse, Traffic.of(ring)
+    return out, lse, Traffic.of(ring), 0 if ring is None else ring.call
 
 
-def backward_pass(run: Run, choice: Choice, seed: int, saved: Saved) -> tuple[Three, Traffic]:
-    """Gradients of query, key and value, and what moved. There is something to compute."""
+def backward_pass(
+    run: Run, choice: Choice, seed: int, forward: int, saved: Saved
+) -> tuple[Three, Traffic]:
+    """Gradients of query, key and value, and what moved. There is something to compute.
+
+    `forward` is the number of the forward pass.
+    """
     if run.virtual is not None:
         staging = _staging(run, choice)
         kernels = run.kernels(choice, seed, staging.resident.hold)
         return virtual.backward(run.plans, kernels, staging, saved), Traffic.of(staging)
-    with run.ring(choice) as ring:
+    with run.ring(choice, forward) as ring:
         grads = execute.backward(run.plan, run.kernels(choice, seed), saved, ring)
     return grads, Traffic.of(ring)
 

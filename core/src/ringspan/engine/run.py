@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from ringspan.contracts.documents import Documents
-from ringspan.contracts.errors import RanksDisagree, RingError
+from ringspan.contracts.errors import RanksDisagree
 from ringspan.contracts.tokens import Sequence
 from ringspan.contracts.work import Indexed
 from ringspan.engine.call import Call
-from ringspan.engine.choice import Choice, Operands, choose
+from ringspan.engine.choice import Choice, Operands, choose, choose_communicator
 from ringspan.engine.kernels import Kernels, Seed, Watch, unwatched
 from ringspan.engine.plans import cached_plan, cached_plans
-from ringspan.engine.ring.exchanges import connect, failed
-from ringspan.engine.ring.failure import witnessed
+from ringspan.engine.ring.exchanges import connect
+from ringspan.engine.ring.guard import guarded
 from ringspan.engine.ring.messages import Channel, KeyValue, Ring
+from ringspan.engine.ring.numbers import from_each
 from ringspan.engine.ring.wire import Wire
 from ringspan.engine.virtual.calls import (
     check_one_shard,
@@ -122,8 +123,10 @@ class Run:
         return choose(self.call, self.operands, self.plan, self.wire, virtual=virtual)
 
     @contextmanager
-    def ring(self, choice: Choice) -> Iterator[Ring | None]:
+    def ring(self, choice: Choice, forward: int | None = None) -> Iterator[Ring | None]:
         """The messages of a ring, after all ranks agreed on what they are about to do.
+
+        `forward` is the number of the forward pass, in the backward pass.
 
         Raises:
             RanksDisagree: they do not, or are in different calls.
@@ -134,20 +137,13 @@ class Run:
             return
         facts = self._facts(choice)
         number = agree(self.group, facts, self.operands.device)
-        try:
+        backward = forward is not None
+        with guarded(self.group, {**facts, "pass": "backward" if backward else "forward"}):
             to = connect(self.group, choice.communicator(), self.operands.device)
-            channel = Channel(to.exchange, to.buffers, choice.wire, number)
+            if forward is None:
+                forward = to.calls = to.calls + 1
+            channel = Channel(to.exchange, to.buffers, choice.wire, number, forward, backward)
             yield Ring(channel, self.plan, self.local)
-        except RingError as error:
-            cause = witnessed(self.group, error, facts)
-            failed(self.group, cause)
-            raise cause from error
-        except Exception as error:
-            # The other ranks wait for this one's messages: they shall know why none come.
-            told = f"{type(error).__name__}: {error}"
-            stopped = RingError("group", expected="every rank to finish the call", got=told)
-            failed(self.group, witnessed(self.group, stopped, facts))
-            raise
 
     def padded_queries(self) -> Tensor | None:
         """`[B, rows]`, True where a query is padding itself: its row is empty."""
@@ -193,7 +189,7 @@ class Run:
             "documents": repr(self.documents and self.documents.digest),
             "key_padding": repr(call.padded),
             "sink": repr(self.tensors.sink is not None),
-            "dropout_p": repr(call.dropout_p),
+            **_first_facts(call),
             "batch": repr(operands.batch),
             "heads": repr((operands.heads, operands.kv_heads)),
             "head_dim": repr((operands.head_dim, operands.value_head_dim)),
@@ -217,10 +213,12 @@ def prepare(tensors: Tensors, text: str, N: int, before: Choice | None = None) -
     """
     call = Call.from_text(text, N)
     group = _group(call)
+    if group is not None:
+        agree(group, _first_facts(call), tensors.query.device)
     world_size = 1 if group is None else group.size()
     virtual = virtual_ranks(call, world_size) if before is None else before.virtual
     if N == AGREE_ON_LENGTHS:
-        layout = _agreed_layout(call, group, tensors.query.shape[1])
+        layout = _agreed_layout(call, group, tensors.query, before)
     else:
         layout = layout_of(call, N, virtual)
     documents = _documents(tensors.documents)
@@ -281,37 +279,48 @@ def _group(call: Call) -> Any:
     return group if group.size() > 1 else None
 
 
-def _agreed_layout(call: Call, group: Any, rows: int) -> Layout:
-    """Contiguous shards as long as they are: one small all-gather per pass.
+def _first_facts(call: Call) -> dict[str, str]:
+    """What decides which numbers ranks ask each other for: no rank shall wait for one in vain."""
+    return {
+        "layout given": repr(call.layout is not None),
+        "dropout_p": repr(call.dropout_p),
+        "seed given": repr(call.seeded),
+    }
+
+
+def _agreed_layout(call: Call, group: Any, query: Tensor, before: Choice | None) -> Layout:
+    """Contiguous shards as long as they are: one small exchange per pass.
 
     Asked every time, because a rank whose own length stayed the same cannot know that another's
     changed. A given layout needs no such question.
     """
+    rows = query.shape[1]
     if group is None:
         return Layout(call.tokens or Sequence(rows))
-    sizes = tuple(_from_all(group, rows))
+    sizes = tuple(_from_each(call, group, rows, query.device, before))
     return Layout(call.tokens or Sequence(sum(sizes)), group.size(), sizes=sizes)
 
 
-def _from_all(group: Any, number: int) -> list[int]:
-    """A number from each rank."""
-    import torch.distributed as dist
-
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
-    mine = torch.tensor([number], device=device)
-    numbers = [torch.empty_like(mine) for _ in range(group.size())]
-    dist.all_gather(numbers, mine, group=group)
-    return [int(each) for each in numbers]
+def _from_each(
+    call: Call, group: Any, number: int, device: torch.device, before: Choice | None
+) -> list[int]:
+    """A number from each rank, by the communicator that will carry the rows."""
+    if before is None:
+        communicator = choose_communicator(call, device, group.size())
+    else:
+        communicator = before.communicator()
+    with guarded(group, _first_facts(call)):
+        return from_each(connect(group, communicator, device).exchange, number, device)
 
 
 def agreed_seed(run: Run) -> int:
-    """The seed of dropout; in a ring rank 0's, by a small all-gather."""
+    """The seed of dropout; in a ring rank 0's, by a small exchange."""
     if run.tensors.seed is None:
         return 0
     seed = int(run.tensors.seed)
     if run.group is None:
         return seed
-    seeds = _from_all(run.group, seed)
+    seeds = _from_each(run.call, run.group, seed, run.operands.device, None)
     if run.call.seeded and len(set(seeds)) > 1:
         raise RanksDisagree(
             "seed",

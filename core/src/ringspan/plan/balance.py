@@ -81,18 +81,22 @@ def choose_layout(
     contiguous = Layout(N, world_size, weights=weights)
     kv_heads = heads if kv_heads is None else kv_heads
     pattern = Dense() if pattern is None else pattern
-    _check_kinds(pattern, documents, heads, kv_heads)
+    _check_kinds(pattern, causal, documents, heads, kv_heads)
     load = _Load(pattern, Domain(contiguous.tokens, heads, kv_heads, order, documents, causal))
     load.check()
     zigzag, reason = _choice(load, contiguous)
     return Layout(N, world_size, "zigzag" if zigzag else None, weights, reason=reason)
 
 
-def _check_kinds(pattern: object, documents: object, heads: object, kv_heads: object) -> None:
+def _check_kinds(
+    pattern: object, causal: object, documents: object, heads: object, kv_heads: object
+) -> None:
     if not isinstance(pattern, Pattern):
         raise InvalidArgument("pattern", expected="a Pattern or None", got=repr(pattern))
     if not isinstance(documents, Documents | None):
         raise InvalidArgument("documents", expected="Documents or None", got=repr(documents))
+    if not isinstance(causal, bool):
+        raise InvalidArgument("causal", expected="True or False", got=repr(causal))
     for name, count in {"heads": heads, "kv_heads": kv_heads}.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise InvalidArgument(name, expected="an integer >= 1", got=repr(count))

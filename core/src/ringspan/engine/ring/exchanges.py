@@ -24,6 +24,8 @@ class Connection:
 
     exchange: Exchange
     buffers: Buffers
+    calls: int = 0
+    """How many forward passes it has carried, the same on every rank."""
 
 
 _Key = tuple[str, "torch.device"]

@@ -17,7 +17,10 @@ from ringspan.plan.steps import Parcel, Plan, Step
 
 __all__ = ["Arrival", "Channel", "Envelope", "KeyValue", "Ring"]
 
-_TAGS = 2**30
+_TAGS = 2**30 - 1
+_ALIGNED = 64
+_KINDS = 4
+"""Rows of a forward pass, rows of a backward pass, gradients: each with tags of its own."""
 
 
 class KeyValue(NamedTuple):
@@ -29,18 +32,23 @@ class KeyValue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """An open exchange, and a number that all ranks of this call share with no other call."""
+    """An open exchange, and what tells this pass from every other one."""
 
     exchange: Exchange
     buffers: Buffers
     wire: Wire
+    facts: int
+    """Stands for what the ranks agreed on."""
     call: int
+    """Number of the forward pass on this exchange, also in its backward pass."""
+    backward: bool = False
 
     def tag(self, plan: Plan, step: Step, *, grads: bool) -> int:
-        """Tells calls, steps and directions apart, so that no rank takes another call's rows."""
-        per_call = 2 * plan.world_size * plan.kv_heads
+        """Tells calls, passes, steps and directions apart, so that no rank takes other rows."""
+        per_call = _KINDS * plan.world_size * plan.kv_heads
+        slot = (self.facts + self.call) % max(1, _TAGS // per_call)
         number = step.index * plan.kv_heads + step.part
-        return self.call % max(1, _TAGS // per_call) * per_call + 2 * number + grads
+        return slot * per_call + _KINDS * number + self.backward + grads
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,11 @@ class Ring:
         self._most_received = max(step.receive for step in plan.steps)
 
     @property
+    def call(self) -> int:
+        """Number of the forward pass."""
+        return self._channel.call
+
+    @property
     def traffic(self) -> tuple[int, int]:
         """Bytes sent and received so far."""
         exchange, (sent, received) = self._channel.exchange, self._before
@@ -161,7 +174,12 @@ class Ring:
         head_dim, value_head_dim = (x.shape[-1] for x in self._local)
         row = batch * (head_dim + value_head_dim) * dtype.itemsize
         front = CHECKSUM_BYTES if self._channel.wire.debug and rows else 0
-        message = self._channel.buffers.take(slot, front + rows * row, front + most * row)
+        # With or without a checksum, rows lie where kernels like them best.
+        skipped = _ALIGNED - front if front else 0
+        block = self._channel.buffers.take(
+            slot, skipped + front + rows * row, _ALIGNED + most * row
+        )
+        message = block[skipped:]
         content = message[front:]
         elements, border = content.view(dtype), batch * rows * head_dim
         key = elements[:border].view(batch, rows, 1, head_dim)

@@ -8,7 +8,7 @@ from ringspan.contracts.communicator import Exchange, Message
 
 __all__ = ["from_each"]
 
-_TAG = 2**30
+_TAG = 2**30 - 1
 """Above the tags of rows and gradients; a rank's next number comes after its last."""
 
 
