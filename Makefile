@@ -27,7 +27,7 @@ TORCH_TO_KEEP = $(shell $(call HAS_TORCH,$(VENV)/bin/python,False))
 TORCH_OPTIONS = $(if $(TORCH_TO_KEEP),,--constraint constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test lint types format reference wheels gpu bench clean
+.PHONY: help install dev demo test lint types format reference wheels gpu bench soak clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
@@ -77,6 +77,9 @@ gpu: ## Run the accuracy tests, rings and overhead figure on this machine's GPU,
 
 bench: $(VENV)/.installed ## Measure the overhead above bare kernels.
 	$(VENV)/bin/python benchmarks/overhead.py
+
+soak: $(VENV)/.installed ## Kill ranks of real rings 20 times, and restart them 3 times.
+	$(VENV)/bin/python -m benchmarks.soak --kills 20 --restarts 3
 
 clean: ## Remove what the targets above made, .venv included.
 	rm -rf $(VENV) .tox wheels dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
