@@ -12,13 +12,17 @@ from tests.failing import plain, torchrun
 def kill(number: int) -> tuple[str, list[str]]:
     """Each rank in turn, with either store; returns what happened, and what should not have."""
     victim, store = number % plain.WORLD_SIZE, ("tcp", "file")[number // plain.WORLD_SIZE % 2]
-    found = plain.interrupt(victim, store=store, seed=number)
+    ordering = ("zigzag", "none")[number // (2 * plain.WORLD_SIZE) % 2]
+    found = plain.interrupt(victim, store=store, ordering=ordering, seed=number)
     reports = ", ".join(
         f"{rank}: {report.error.get('kind')} of {report.error.get('peer')} "
         f"after {report.seconds:.1f} s"
         for rank, report in found.survivors.items()
     )
-    return f"kill -9 of rank {victim}, {store} store | {reports}", found.complaints()
+    return (
+        f"kill -9 of rank {victim}, {store} store, layout {ordering} | {reports}",
+        found.complaints(),
+    )
 
 
 def restart(number: int) -> tuple[str, list[str]]:

@@ -13,9 +13,11 @@ linux = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for orphans
 
 
 @linux
-@pytest.mark.parametrize("victim", [2, 0], ids=["any", "with_the_store"])
-def test_every_survivor_names_the_killed_rank_in_time_and_ends(victim: int) -> None:
-    assert plain.interrupt(victim, seed=victim).complaints() == []
+@pytest.mark.parametrize(
+    ("victim", "ordering"), [(2, "none"), (0, "zigzag")], ids=["any", "with_the_store"]
+)
+def test_every_survivor_names_the_killed_rank_in_time_and_ends(victim: int, ordering: str) -> None:
+    assert plain.interrupt(victim, ordering=ordering, seed=victim).complaints() == []
 
 
 @linux

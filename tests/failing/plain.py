@@ -78,13 +78,19 @@ def _complaints(rank: int, report: Report) -> list[str]:
 
 
 def interrupt(
-    victim: int, *, store: str = "tcp", how: signal.Signals = signal.SIGKILL, seed: int = 0
+    victim: int,
+    *,
+    store: str = "tcp",
+    ordering: str = "zigzag",
+    how: signal.Signals = signal.SIGKILL,
+    seed: int = 0,
 ) -> Interruption:
     """Trains on four ranks and sends one of them a signal at a random moment.
 
     Args:
         victim: that rank.
         store: `"tcp"`, which lives in rank 0, or `"file"`.
+        ordering: of the layout; `"none"`: each call asks how many rows every rank holds.
         how: the signal.
         seed: of the moment.
     """
@@ -92,7 +98,7 @@ def interrupt(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            ranks = _started(folder, store, mark)
+            ranks = _started(folder, store, ordering, mark)
             _wait_for_steps(folder, ranks, 3)
             time.sleep(random.Random(seed).uniform(0, 0.2))
             ranks[victim].send_signal(how)
@@ -109,7 +115,7 @@ def interrupt(
             end(mark)
 
 
-def _started(folder: Path, store: str, mark: str) -> list[subprocess.Popen[str]]:
+def _started(folder: Path, store: str, ordering: str, mark: str) -> list[subprocess.Popen[str]]:
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1",
@@ -120,7 +126,7 @@ def _started(folder: Path, store: str, mark: str) -> list[subprocess.Popen[str]]
     method = "env://" if store == "tcp" else (folder / "store").as_uri()
     return [
         subprocess.Popen(
-            [sys.executable, str(RANK), str(folder), method, str(TIMEOUT)],
+            [sys.executable, str(RANK), str(folder), method, str(TIMEOUT), ordering],
             env=environment | {"RANK": str(rank)},
             stderr=(folder / f"{rank}.stderr").open("w"),
             text=True,

@@ -1,9 +1,9 @@
 """One rank that trains until something stops it, and writes down what that was.
 
-    python tests/failing/rank.py FOLDER FILE_STORE|env:// TIMEOUT
+    python tests/failing/rank.py FOLDER FILE_STORE|env:// TIMEOUT zigzag|none
 
-`TIMEOUT` is the group's, in seconds. `RANK` and `WORLD_SIZE` come from the environment, as
-`torch.distributed` has it.
+`TIMEOUT` is the group's, in seconds. Without a layout (`none`) each call asks how many rows every
+rank holds. `RANK` and `WORLD_SIZE` come from the environment, as `torch.distributed` has it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ringspan.errors import RingError
 TOKENS = 1024
 
 
-def main(folder: Path, store: str, timeout: float) -> None:
+def main(folder: Path, store: str, timeout: float, ordering: str) -> None:
     """Trains; an error ends the process as it would end a user's."""
     torch.set_num_threads(1)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    steps = training(rank, world_size, dist.group.WORLD)
+    layout = None if ordering == "none" else rs.Layout(TOKENS, world_size, ordering)
     # The first step imports what steps need, which takes long on a busy machine.
-    next(steps)
+    next(training(layout, dist.group.WORLD))
     dist.barrier()
     group = dist.new_group(timeout=timedelta(seconds=timeout))
     try:
-        for step in training(rank, world_size, group):
+        for step in training(layout, group):
             (folder / f"{rank}.steps").write_text(str(step))
     except RingError as error:
         (folder / f"{rank}.json").write_text(json.dumps(described(error)))
@@ -47,11 +47,10 @@ def main(folder: Path, store: str, timeout: float) -> None:
             dist.destroy_process_group()
 
 
-def training(rank: int, world_size: int, group: dist.ProcessGroup | None) -> Iterator[int]:
+def training(layout: rs.Layout | None, group: dist.ProcessGroup | None) -> Iterator[int]:
     """Steps of attention, forward and backward, for ever."""
-    layout = rs.Layout(TOKENS, world_size, "zigzag")
-    pattern = rs.Dilated((256, TOKENS), (1, 2))
-    q, k, v = torch.randn(3, 1, len(layout.positions(rank)), 4, 32).requires_grad_().unbind(0)
+    rows, pattern = TOKENS // dist.get_world_size(), rs.Dilated((256, TOKENS), (1, 2))
+    q, k, v = torch.randn(3, 1, rows, 4, 32).requires_grad_().unbind(0)
     for step in itertools.count():
         out = rs.attention(q, k, v, pattern=pattern, causal=True, layout=layout, group=group)
         torch.autograd.grad(out, (q, k, v), torch.randn_like(out))
@@ -72,4 +71,4 @@ def described(error: RingError) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4])
