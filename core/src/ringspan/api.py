@@ -91,15 +91,15 @@ def attention(
             others are scaled by `1 / (1 - dropout_p)`, the normaliser is not dropped.
         seed: of dropout. The mask depends on it, the sequence, the head and the two positions
             (within their document) alone: it is the same for every kernel and world size. None:
-            drawn from torch's generator (rank 0's in a group, by one small all-gather).
+            drawn from torch's generator (rank 0's in a group, by one small exchange).
         query_positions: where the queries stand among the keys' positions `0 .. N - 1`: a chunk
             of the sequence with all keys so far (chunked prefill). Each position once, or for
             `Dense` any integers >= 0. None with `Nq != N`: cross-attention, `Dense` only.
             On one rank only. A tensor on the host spares a synchronisation.
         layout: which positions each rank holds, in which order. With `group`, q, k and v are this
             rank's rows in the order of `layout.positions(rank)`. None with a group: contiguous
-            shards; their lengths are then exchanged by one small all-gather in the forward and
-            one in the backward pass.
+            shards; their lengths are then exchanged in one small message to each rank in the
+            forward and one in the backward pass.
         group: a ProcessGroup or one-dimensional DeviceMesh; None: this process alone.
         backend: name of a backend or plugin, or several in order of preference; strict. None:
             from configuration, which defaults to `"auto"`.
