@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def problem(tokens: int) -> tuple[Tensor, ...]:
 def measured(tokens: int, chunk: int) -> dict[str, Any]:
     """Bytes and seconds of one forward and one backward pass."""
     q, k, v, grad_out = problem(tokens)
+    busy = os.getloadavg()[0]
     layout = rs.Layout(tokens, world_size=-(-tokens // chunk))
     found: dict[str, Any] = {}
 
@@ -68,6 +70,7 @@ def measured(tokens: int, chunk: int) -> dict[str, Any]:
         "tokens": tokens,
         "chunk": chunk,
         "shards": layout.world_size,
+        "load_average": busy,
         "bytes_of_one_tensor": q.nbytes,
         "forward": _moved(run, times[0]),
         "backward": _moved(run.backward, times[1]),

@@ -58,7 +58,7 @@ def assert_foretold(run: rs.LastRun, explained: rs.Explanation) -> None:
         assert (back.bytes_received, back.bytes_sent) == (moved.backward_up, moved.backward_down)
 
 
-@settings(max_examples=400)
+@settings(max_examples=120)
 @given(
     cases(max_N=80),
     st.integers(1, 6),
