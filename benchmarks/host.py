@@ -25,7 +25,7 @@ from measure import seconds
 from overhead import environment
 from torch import Tensor
 
-HEADS, HEAD_DIM = 2, 16
+HEADS, HEAD_DIM = 1, 16
 CPU = torch.device("cpu")
 GROWTH = 1.1
 
