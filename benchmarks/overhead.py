@@ -23,8 +23,8 @@ import torch
 from measure import interleaved, peak_bytes
 from ringspan.catalogue import catalogue
 from ringspan.contracts import CAUSAL, FULL, AttentionBackend
+from ringspan.contracts.selection import key_rows, query_rows
 from ringspan.engine import workspace
-from ringspan.engine.rows import key_rows, query_rows
 from ringspan.plan.layout import Layout
 from ringspan.plan.schedule import make_plan
 from ringspan_registry import detect

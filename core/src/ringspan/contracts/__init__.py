@@ -9,9 +9,11 @@ from ringspan.contracts.backend import (
     Grads,
     HeadDims,
     Problem,
+    Task,
     TileOutput,
 )
 from ringspan.contracts.blocks import ActiveBlocks
+from ringspan.contracts.branch import Branch, BranchDropout, Piece, Placed
 from ringspan.contracts.communicator import Communicator, Exchange, Link, Message, Pending
 from ringspan.contracts.documents import Documents
 from ringspan.contracts.dropout import Dropout, kept
@@ -33,7 +35,7 @@ from ringspan.contracts.errors import (
 )
 from ringspan.contracts.held import Held
 from ringspan.contracts.hookspecs import ENTRY_POINT_GROUP, HOOK_KINDS, hookimpl
-from ringspan.contracts.masks import CAUSAL, FULL, Mask, MaskCase
+from ringspan.contracts.masks import CAUSAL, FULL, Lengths, Mask, MaskCase
 from ringspan.contracts.ordering import Ordering, Permutation
 from ringspan.contracts.pattern import (
     Blocks,
@@ -60,6 +62,8 @@ __all__ = [
     "Availability",
     "Bitmaps",
     "Blocks",
+    "Branch",
+    "BranchDropout",
     "BrokenContract",
     "Capabilities",
     "Cliques",
@@ -78,6 +82,7 @@ __all__ = [
     "Held",
     "Indexed",
     "InvalidArgument",
+    "Lengths",
     "Link",
     "Listed",
     "Mask",
@@ -92,6 +97,8 @@ __all__ = [
     "PeerLost",
     "Pending",
     "Permutation",
+    "Piece",
+    "Placed",
     "PluginError",
     "Problem",
     "Provider",
@@ -103,6 +110,7 @@ __all__ = [
     "Rows",
     "Runs",
     "Sequence",
+    "Task",
     "TileOutput",
     "Tiles",
     "Tokens",

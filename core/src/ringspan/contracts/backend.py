@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from ringspan_registry.devices import DeviceInfo
@@ -14,9 +15,22 @@ from ringspan.contracts.masks import Mask, MaskCase
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor
+    from torch import Tensor, dtype
 
-__all__ = ["AttentionBackend", "Capabilities", "Grads", "HeadDims", "Problem", "TileOutput"]
+    from ringspan.contracts.branch import Branch, Piece, Placed
+
+__all__ = ["AttentionBackend", "Capabilities", "Grads", "HeadDims", "Problem", "Task", "TileOutput"]
+
+
+class Task(StrEnum):
+    """What a backend may be asked to do."""
+
+    ATTEND = "attend"
+    """Attention of tiles: `forward` and `backward`."""
+    GATHER = "gather"
+    """Bring rows together for kernels that need them contiguous: `gather`."""
+    MERGE = "merge"
+    """Put the pieces of a result together, each output row once: `merge`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +78,25 @@ class Capabilities:
     """Whether `forward` and `backward` take `dropout=` (a `Dropout`)."""
     blocks: bool = False
     """Whether `Mask.blocks` is honoured: block-sparse work comes whole, else cut into tiles."""
+    ragged: bool = False
+    """Whether `Mask.lengths` is honoured: tiles of many lengths come in one call."""
+    branches: bool = False
+    """Whether `forward_branch` and `backward_branch` are there: rows are read and gradients
+    added where they lie, so that nothing is gathered, copied or scattered."""
+    tasks: frozenset[Task] = frozenset({Task.ATTEND})
     deterministic: bool = True
     backward: bool = True
     """False: inference only; never chosen where a gradient is needed."""
 
     def reasons_against(self, problem: Problem, device: DeviceInfo) -> Iterable[str]:
         """Every declared limit that `problem` on `device` oversteps: actual, then supported."""
+        if problem.task not in self.tasks:
+            yield f"task {problem.task} (supported: {_names(self.tasks)})"
         if problem.device not in self.devices:
             yield f"device {problem.device} (supported: {_names(self.devices)})"
         if problem.dtype not in self.dtypes:
             yield f"dtype {problem.dtype} (supported: {_names(self.dtypes)})"
-        if problem.mask not in self.masks:
+        if not self.takes(problem.mask):
             yield f"mask {problem.mask} (supported: {_names(self.masks)})"
         for name, head_dim in problem.head_dims.items():
             if head_dim not in self.head_dims:
@@ -92,11 +114,18 @@ class Capabilities:
             yield "dropout (supported: none)"
         if problem.blocks and not self.blocks:
             yield "block-sparse work as a whole (supported: tiles)"
+        if problem.ragged and not self.ragged:
+            yield "tiles of many lengths in one call (supported: equal lengths)"
         if problem.deterministic and not self.deterministic:
             yield "deterministic algorithms are required (supported: no deterministic kernel)"
         if problem.needs_backward and not self.backward:
             yield "a gradient is needed (supported: inference only)"
         yield from self._capability_reasons(device)
+
+    def takes(self, mask: MaskCase) -> bool:
+        """Whether a mask case is declared; a band is an interval too."""
+        band = mask is MaskCase.BAND and MaskCase.INTERVAL in self.masks
+        return band or mask in self.masks
 
     def _capability_reasons(self, device: DeviceInfo) -> Iterable[str]:
         found = device.compute_capability
@@ -131,6 +160,9 @@ class Problem:
     dropout: bool = False
     blocks: bool = False
     """Whether the work is block-sparse and comes as one tile."""
+    ragged: bool = False
+    """Whether tiles of many lengths come in one call."""
+    task: Task = Task.ATTEND
     device_info: DeviceInfo = field(default=DeviceInfo(type="cpu"), repr=False)
 
     @property
@@ -214,3 +246,99 @@ class AttentionBackend(Provider):
         `P = exp(scale q k - lse)` may sum to less than one over this tile's keys. A row that
         saw no key anywhere has `lse = +inf` here, so that its `P` is zero. Returns new tensors.
         """
+
+    def forward_branch(
+        self,
+        query: Float[Tensor, "B N H D"],
+        key: Float[Tensor, "B M Hkv D"],
+        value: Float[Tensor, "B M Hkv Dv"],
+        branch: Branch,
+        *,
+        sink: Float[Tensor, "H rows"] | None = None,
+        into: TileOutput | None = None,
+    ) -> TileOutput:
+        """`forward` of tiles whose rows lie somewhere in whole tensors of any strides but the last.
+
+        Only backends whose capabilities have `branches` are asked.
+
+        Args:
+            query: all query rows of this rank.
+            key: all key rows at hand.
+            value: likewise.
+            branch: which rows, and their mask.
+            sink: logits that take part in each row's normaliser, by head and query row (or one for
+                all rows).
+            into: where to write: `out` `[B, N, H, Dv]` and `lse` `[B, H, N]`, of which only the
+                rows of `branch.query` are touched. None: new tensors, as of `forward`,
+                `[B * T, Lq, K * G, Dv]` and `[B * T, K * G, Lq]`.
+        """
+        raise NotImplementedError(f"{self.name} declares no branches")
+
+    def backward_branch(
+        self,
+        grad_out: Float[Tensor, "B N H Dv"],
+        query: Float[Tensor, "B N H D"],
+        key: Float[Tensor, "B M Hkv D"],
+        value: Float[Tensor, "B M Hkv Dv"],
+        lse: Float[Tensor, "B H N"],
+        delta: Float[Tensor, "B H N"],
+        branch: Branch,
+        *,
+        grads: Grads,
+        first_query: bool,
+        first_key: bool,
+    ) -> None:
+        """Adds this branch's share to the gradients of whole tensors, where their rows lie.
+
+        Args:
+            grad_out: of the final output.
+            query: all query rows of this rank.
+            key: all key rows at hand.
+            value: likewise.
+            lse: final, +inf where a row saw no key.
+            delta: `<grad_out, out>` of each row, computed once for all branches.
+            branch: which rows, and their mask; key rows of several tiles may be the same where
+                `branch.key.overlap`.
+            grads: shaped as query, key and value; in their dtype only where every row gets one
+                piece, else as wide as `lse`.
+            first_query: the query's rows hold nothing yet: write instead of adding.
+            first_key: the same for key and value.
+        """
+        raise NotImplementedError(f"{self.name} declares no branches")
+
+    def gather(self, *placed: Placed) -> tuple[Tensor, ...]:
+        """The rows as contiguous `[B * T, L, K * G, D]`, all in as few launches as possible.
+
+        Only backends whose capabilities have the task `GATHER` are asked.
+        """
+        raise NotImplementedError(f"{self.name} does not gather")
+
+    def merge(
+        self,
+        pieces: Sequence[Piece],
+        shape: tuple[int, int, int, int],
+        *,
+        dtype: dtype,
+        sink: Float[Tensor, "H rows"] | None = None,
+        base: Piece | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """All pieces as one tensor `[B, N, H, D]`, whose every row reads its pieces once.
+
+        Only backends whose capabilities have the task `MERGE` are asked. Sums are as wide as
+        float32 (float64 for float64) and rounded once.
+
+        Args:
+            pieces: all with an `lse`, or all without; a row may be in any number of them, and in
+                no piece twice.
+            shape: of the result.
+            dtype: of the result.
+            sink: with an `lse` only: logits that take part in each row's normaliser, by head and
+                row (or one for all rows).
+            base: what was merged before, for all rows: `x` `[B, N, H, D]` and `lse` `[B, H, N]`;
+                its `rows` say nothing.
+
+        Returns:
+            The tensor, contiguous, and with an `lse` the merged one `[B, H, N]`; a row of no piece
+            is 0 with an `lse` of -inf.
+        """
+        raise NotImplementedError(f"{self.name} does not merge")

@@ -8,16 +8,17 @@ neighbourhood on a grid, is a bitmap of bounded size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ringspan.contracts.blocks import ActiveBlocks
 
-__all__ = ["CAUSAL", "FULL", "Mask", "MaskCase"]
+__all__ = ["CAUSAL", "FULL", "Lengths", "Mask", "MaskCase"]
 
 
 class MaskCase(StrEnum):
@@ -29,8 +30,28 @@ class MaskCase(StrEnum):
     """As many keys as queries; query `i` sees keys `0 .. i`."""
     INTERVAL = "interval"
     """Query `i` sees keys `low[i] .. high[i] - 1`; a row may see none."""
+    BAND = "band"
+    """Query `i` sees keys `i - left .. i + right`, as far as there are such keys: windows, and
+    triangles that are not square. Every query sees a key, the first one key 0 and the last one
+    the last key, so `left >= 0` and `right >= Lk - Lq`. A backend that declares `INTERVAL` but
+    not `BAND` is given the same as an interval."""
     BITMAP = "bitmap"
     """Query `i` sees key `j` where `seen[i, j]`; a row may see none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tiles of many lengths, one after the other along the rows of a single batch entry.
+
+    Tile `t` has the query rows `query_bounds[t] .. query_bounds[t + 1] - 1`, the keys likewise.
+    No tile is empty.
+    """
+
+    query_bounds: Tensor
+    """int32 `[tiles + 1]`, on the device of the query."""
+    key_bounds: Tensor
+    query_longest: int
+    key_longest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +74,21 @@ class Mask:
     blocks: ActiveBlocks | None = None
     """With `FULL` only: what is left of it. The engine gives blocks only to backends whose
     capabilities have `blocks`; causality is in them already."""
+    left: int = 0
+    """For `BAND` only: how many earlier keys a query sees."""
+    right: int = 0
+    """For `BAND` only: how many later keys."""
+    lengths: Lengths | None = None
+    """With `FULL` and `CAUSAL`: tiles of many lengths; the tensors then have one batch entry. The
+    engine gives lengths only to backends whose capabilities have `ragged`."""
+
+    def as_interval(self, queries: int, keys: int, device: torch.device) -> Mask:
+        """A band said as an interval, for kernels that know no bands."""
+        import torch
+
+        row = torch.arange(queries, device=device)
+        low, high = (row - self.left).clamp(0, keys), (row + self.right + 1).clamp(0, keys)
+        return replace(self, case=MaskCase.INTERVAL, low=low, high=high, left=0, right=0)
 
 
 FULL = Mask(MaskCase.FULL)

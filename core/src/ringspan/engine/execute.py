@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ringspan.contracts.selection import key_rows, query_rows
 from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import Accumulator, Total, accumulation_dtype
 from ringspan.engine.ring.messages import Arrival, KeyValue, Ring
-from ringspan.engine.rows import key_rows, query_rows
 from ringspan.engine.sink import sink_logits
 from ringspan.plan.steps import Plan, Step
 

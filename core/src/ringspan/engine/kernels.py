@@ -14,11 +14,11 @@ from ringspan.contracts.backend import AttentionBackend, Grads, TileOutput
 from ringspan.contracts.dropout import Dropout
 from ringspan.contracts.errors import BrokenContract
 from ringspan.contracts.masks import Mask
+from ringspan.contracts.selection import Selection, key_rows, query_rows
 from ringspan.contracts.work import Indexed, Tiles
 from ringspan.engine.choice import Choice
 from ringspan.engine.merge import accumulation_dtype
 from ringspan.engine.ring.messages import KeyValue
-from ringspan.engine.rows import Selection, key_rows, query_rows
 from ringspan.plan.steps import Plan, Step
 
 __all__ = ["Kernels", "Keys", "Saved", "Seed", "Watch", "unwatched"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringspan.engine.rows import Selection, in_cache
+from ringspan.contracts.selection import Selection, in_cache
 from ringspan.engine.workspace import borrow, give_back
 
 __all__ = ["Accumulator", "Total", "accumulation_dtype", "merge_"]

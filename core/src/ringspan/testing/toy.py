@@ -38,7 +38,7 @@ class Toy(AttentionBackend):
     capabilities: ClassVar[Capabilities] = Capabilities(
         devices=frozenset({"cpu", "cuda"}),
         dtypes=frozenset({"float64", "float32", "bfloat16", "float16"}),
-        masks=frozenset(MaskCase),
+        masks=frozenset(MaskCase) - {MaskCase.BAND},
         value_head_dim_differs=True,
         gqa=True,
         key_padding=True,

@@ -131,7 +131,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("mask", list(MaskCase))
+@pytest.mark.parametrize("mask", sorted(set(MaskCase) - {MaskCase.BAND}))
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
 def test_no_buffer_is_quadratic_in_the_length(mask: MaskCase, dropout_p: float) -> None:
     tile = Tile(
@@ -158,7 +158,7 @@ def test_no_graph_is_recorded() -> None:
     assert not any(x.requires_grad for x in operands.results(BACKEND).values())
 
 
-@pytest.mark.parametrize("mask", list(MaskCase))
+@pytest.mark.parametrize("mask", sorted(set(MaskCase) - {MaskCase.BAND}))
 @pytest.mark.parametrize(("batch", "rows", "keys"), [(0, 4, 4), (2, 0, 4), (2, 4, 0), (2, 0, 0)])
 def test_nothing_to_attend_to_is_empty(mask: MaskCase, batch: int, rows: int, keys: int) -> None:
     if mask is MaskCase.CAUSAL and rows != keys:

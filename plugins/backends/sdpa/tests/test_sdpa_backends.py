@@ -101,7 +101,7 @@ def test_any_cut_into_blocks_and_pieces_is_exact(tile: Tile) -> None:
 def alike(draw: st.DrawFn) -> Operands:
     """Many tiles, most of them like their neighbour, each padded at its ends."""
     batch, rows, keys = (draw(st.integers(1, most)) for most in (12, 40, 40))
-    case = draw(st.sampled_from(list(MaskCase)))
+    case = draw(st.sampled_from(sorted(set(MaskCase) - {MaskCase.BAND})))
     tile = Tile(batch=batch, query_length=rows, key_length=keys, mask=case, group_size=2)
     operands, keys = tile.operands(CPU), tile.keys
 
@@ -226,7 +226,7 @@ def test_no_bias_is_larger_than_its_bound(mask: Mask) -> None:
             assert piece.bias is None or piece.bias.numel() <= pieces.BIAS_ELEMENTS
 
 
-@pytest.mark.parametrize("mask", list(MaskCase))
+@pytest.mark.parametrize("mask", sorted(set(MaskCase) - {MaskCase.BAND}))
 @pytest.mark.parametrize(("batch", "rows", "keys"), [(0, 4, 4), (2, 0, 4), (2, 4, 0), (2, 0, 0)])
 def test_nothing_to_attend_to_is_empty_and_does_not_end_the_process(
     mask: MaskCase, batch: int, rows: int, keys: int

@@ -21,15 +21,8 @@ from ringspan.contracts import (
     MaskCase,
     Problem,
 )
-from ringspan_sdpa import (
-    SdpaCpu,
-    SdpaCudnn,
-    SdpaEfficient,
-    SdpaFlash,
-    arguments,
-    cuda,
-    ringspan_attention_backends,
-)
+from ringspan.contracts.adapters import arguments, cuda
+from ringspan_sdpa import SdpaCpu, SdpaCudnn, SdpaEfficient, SdpaFlash, ringspan_attention_backends
 from ringspan_sdpa.kernel import cpu_backward, cpu_forward
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -15,11 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ringspan.contracts.selection import key_rows, query_rows
 from ringspan.engine.execute import with_positive_infinity
 from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import Accumulator, accumulation_dtype
 from ringspan.engine.ring.messages import KeyValue
-from ringspan.engine.rows import key_rows, query_rows
 from ringspan.engine.sink import sink_logits
 from ringspan.engine.virtual.apart import parcel_apart, plan_apart, step_apart
 from ringspan.engine.virtual.shards import Shards

@@ -39,7 +39,7 @@ __all__ = ["AttentionBackendSuite"]
 
 LENGTHS = ((1, 1), (1, 192), (192, 1), (64, 64), (65, 33), (192, 320), (320, 192))
 
-each_mask = pytest.mark.parametrize("mask", list(MaskCase), ids=str)
+each_mask = pytest.mark.parametrize("mask", sorted(set(MaskCase) - {MaskCase.BAND}), ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 with_and_without_padding = pytest.mark.parametrize(
     "key_padding", [False, True], ids=["no padding", "key padding"]

@@ -78,6 +78,7 @@ class Trial:
             for head_dim in sorted(HEAD_DIMS, key=lambda head_dim: abs(head_dim - 16))
             for dtype in DTYPES
             for mask in MaskCase
+            if mask is not MaskCase.BAND
         )
         return next((tile for tile in wishes if not self.reasons(tile)), None)
 

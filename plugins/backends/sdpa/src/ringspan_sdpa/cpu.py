@@ -14,12 +14,12 @@ from ringspan.contracts import (
     MaskCase,
     TileOutput,
 )
+from ringspan.contracts.adapters import arguments
+from ringspan.contracts.adapters.guarded import GuardedKernel
+from ringspan.contracts.adapters.trial import trial
 
-from ringspan_sdpa import arguments
-from ringspan_sdpa.guarded import GuardedKernel
 from ringspan_sdpa.kernel import cpu_backward, cpu_forward
 from ringspan_sdpa.masked import attend_masked, attend_masked_backward
-from ringspan_sdpa.trial import trial
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,7 +41,7 @@ class SdpaCpu(GuardedKernel):
     capabilities: ClassVar[Capabilities] = Capabilities(
         devices=frozenset({"cpu"}),
         dtypes=frozenset({"float64", "float32", "bfloat16", "float16"}),
-        masks=frozenset(MaskCase),
+        masks=frozenset(MaskCase) - {MaskCase.BAND},
         value_head_dim_differs=True,
         gqa=True,
         key_padding=True,

@@ -6,9 +6,8 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from ringspan.contracts import Capabilities, DeviceInfo, Grads, HeadDims, MaskCase, TileOutput
-
-from ringspan_sdpa.cuda import CudaKernel
+from ringspan.contracts import Capabilities, DeviceInfo, Grads, HeadDims, Mask, MaskCase, TileOutput
+from ringspan.contracts.adapters.cuda import CudaKernel
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -58,7 +57,7 @@ class SdpaCudnn(CudaKernel):
         key: Float[Tensor, "B Lk Hkv D"],
         value: Float[Tensor, "B Lk Hkv D"],
         *,
-        causal: bool,
+        mask: Mask,
         scale: float,
     ) -> TileOutput:
         """The operator works on `[B, H, L, D]`, and its log-sum-exp is `[B, H, Lq, 1]`."""
@@ -72,7 +71,7 @@ class SdpaCudnn(CudaKernel):
             None,
             True,
             0.0,
-            causal and not single,
+            mask.case is MaskCase.CAUSAL and not single,
             False,
             scale=scale,
         )
@@ -88,7 +87,7 @@ class SdpaCudnn(CudaKernel):
         out: Float[Tensor, "B Lq H D"],
         lse: Float[Tensor, "B H Lq"],
         *,
-        causal: bool,
+        mask: Mask,
         scale: float,
     ) -> Grads:
         """The state of the random generator is not read without dropout: any tensor will do."""
@@ -111,7 +110,7 @@ class SdpaCudnn(CudaKernel):
             query.shape[1],
             key.shape[1],
             0.0,
-            causal and not single,
+            mask.case is MaskCase.CAUSAL and not single,
             scale=scale,
         )
         dq, dk, dv = (x.transpose(1, 2) for x in (dq, dk, dv))

@@ -10,12 +10,12 @@ from ringspan.contracts import (
     DeviceInfo,
     Grads,
     HeadDims,
+    Mask,
     MaskCase,
     Problem,
     TileOutput,
 )
-
-from ringspan_sdpa.cuda import CudaKernel
+from ringspan.contracts.adapters.cuda import CudaKernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,7 +71,7 @@ class SdpaEfficient(CudaKernel):
         key: Float[Tensor, "B Lk Hkv D"],
         value: Float[Tensor, "B Lk Hkv D"],
         *,
-        causal: bool,
+        mask: Mask,
         scale: float,
     ) -> TileOutput:
         """The log-sum-exp comes with its rows rounded up, and is cut."""
@@ -86,7 +86,7 @@ class SdpaEfficient(CudaKernel):
             None,
             None,
             0.0,
-            CAUSAL_FROM_TOP_LEFT if causal else NO_MASK,
+            CAUSAL_FROM_TOP_LEFT if mask.case is MaskCase.CAUSAL else NO_MASK,
             True,
             scale=scale,
         )
@@ -101,7 +101,7 @@ class SdpaEfficient(CudaKernel):
         out: Float[Tensor, "B Lq H D"],
         lse: Float[Tensor, "B H Lq"],
         *,
-        causal: bool,
+        mask: Mask,
         scale: float,
     ) -> Grads:
         """Rows that fill up the log-sum-exp are +inf, so that their weights are zero."""
@@ -124,7 +124,7 @@ class SdpaEfficient(CudaKernel):
             0.0,
             seed,
             offset,
-            CAUSAL_FROM_TOP_LEFT if causal else NO_MASK,
+            CAUSAL_FROM_TOP_LEFT if mask.case is MaskCase.CAUSAL else NO_MASK,
             False,
             scale=scale,
             # Several splits of the keys add to the query's gradient in any order.

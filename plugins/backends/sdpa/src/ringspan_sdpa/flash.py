@@ -10,12 +10,12 @@ from ringspan.contracts import (
     DeviceInfo,
     Grads,
     HeadDims,
+    Mask,
     MaskCase,
     Problem,
     TileOutput,
 )
-
-from ringspan_sdpa.cuda import CudaKernel
+from ringspan.contracts.adapters.cuda import CudaKernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,7 +73,7 @@ class SdpaFlash(CudaKernel):
         key: Float[Tensor, "B Lk Hkv D"],
         value: Float[Tensor, "B Lk Hkv D"],
         *,
-        causal: bool,
+        mask: Mask,
         scale: float,
     ) -> TileOutput:
         """Without cumulative lengths the operator is dense and its log-sum-exp `[B, H, Lq]`."""
@@ -86,7 +86,7 @@ class SdpaFlash(CudaKernel):
             query.shape[1],
             key.shape[1],
             0.0,
-            causal,
+            mask.case is MaskCase.CAUSAL,
             False,
             scale=scale,
         )
@@ -101,7 +101,7 @@ class SdpaFlash(CudaKernel):
         out: Float[Tensor, "B Lq H D"],
         lse: Float[Tensor, "B H Lq"],
         *,
-        causal: bool,
+        mask: Mask,
         scale: float,
     ) -> Grads:
         """The state of the random generator is not read without dropout: any tensor will do."""
@@ -119,7 +119,7 @@ class SdpaFlash(CudaKernel):
             query.shape[1],
             key.shape[1],
             0.0,
-            causal,
+            mask.case is MaskCase.CAUSAL,
             rng_state,
             unused,
             scale=scale,

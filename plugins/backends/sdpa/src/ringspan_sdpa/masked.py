@@ -6,8 +6,8 @@ import functools
 from typing import TYPE_CHECKING
 
 import torch
+from ringspan.contracts.adapters.arguments import lse_dtype
 
-from ringspan_sdpa.arguments import lse_dtype
 from ringspan_sdpa.kernel import cpu_backward, cpu_forward
 from ringspan_sdpa.pieces import Block, blocks
 

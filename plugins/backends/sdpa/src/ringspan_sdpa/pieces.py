@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ringspan.contracts import Mask, MaskCase
+from ringspan.contracts.adapters.arguments import lse_dtype
 
-from ringspan_sdpa.arguments import lse_dtype
 from ringspan_sdpa.bounds import Bounds, aligned, part, real_keys
 
 if TYPE_CHECKING:

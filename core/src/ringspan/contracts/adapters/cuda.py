@@ -10,11 +10,11 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from ringspan.contracts import Availability, DeviceInfo, Grads, Mask, MaskCase, TileOutput
 
-from ringspan_sdpa import arguments
-from ringspan_sdpa.guarded import GuardedKernel
-from ringspan_sdpa.trial import trial
+from ringspan.contracts import Availability, DeviceInfo, Grads, Mask, TileOutput
+from ringspan.contracts.adapters import arguments
+from ringspan.contracts.adapters.guarded import GuardedKernel
+from ringspan.contracts.adapters.trial import trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ class CudaKernel(GuardedKernel):
         key: Float[Tensor, "B Lk Hkv D"],
         value: Float[Tensor, "B Lk Hkv D"],
         *,
-        causal: bool,
+        mask: Mask,
         scale: float,
     ) -> TileOutput:
         """The kernel's forward, its log-sum-exp in the contract's form."""
@@ -56,7 +56,7 @@ class CudaKernel(GuardedKernel):
         out: Float[Tensor, "B Lq H D"],
         lse: Float[Tensor, "B H Lq"],
         *,
-        causal: bool,
+        mask: Mask,
         scale: float,
     ) -> Grads:
         """The kernel's backward; `lse` arrives contiguous."""
@@ -99,10 +99,7 @@ class CudaKernel(GuardedKernel):
     ) -> TileOutput:
         """Calls of the kernel, each on as many tiles as it takes."""
         tensors = [arguments.aligned(x) for x in (query, key, value)]
-        causal = mask.case is MaskCase.CAUSAL
-        parts = [
-            self.kernel_forward(*part, causal=causal, scale=scale) for part in _batches(tensors)
-        ]
+        parts = [self.kernel_forward(*part, mask=mask, scale=scale) for part in _batches(tensors)]
         return TileOutput(*(_joined(part) for part in zip(*parts, strict=True)))
 
     def attend_backward(
@@ -121,10 +118,7 @@ class CudaKernel(GuardedKernel):
         tensors = [arguments.aligned(x) for x in (grad_out, query, key, value, out)]
         # The kernels read a log-sum-exp as if it were contiguous, without a check.
         tensors.append(lse.contiguous())
-        causal = mask.case is MaskCase.CAUSAL
-        parts = [
-            self.kernel_backward(*part, causal=causal, scale=scale) for part in _batches(tensors)
-        ]
+        parts = [self.kernel_backward(*part, mask=mask, scale=scale) for part in _batches(tensors)]
         return Grads(*(_joined(part) for part in zip(*parts, strict=True)))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+
 from ringspan.contracts import CAUSAL, Availability
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from ringspan.contracts import AttentionBackend
     from torch import Tensor
+
+    from ringspan.contracts import AttentionBackend
 
 __all__ = ["trial"]
 

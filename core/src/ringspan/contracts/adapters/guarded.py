@@ -6,10 +6,10 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from ringspan.contracts import AttentionBackend, Grads, Mask, TileOutput
 
-from ringspan_sdpa import arguments
-from ringspan_sdpa.scale import above_zero, unfolded
+from ringspan.contracts import AttentionBackend, Grads, Mask, TileOutput
+from ringspan.contracts.adapters import arguments
+from ringspan.contracts.adapters.scale import above_zero, unfolded
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+
 from ringspan.contracts import Capabilities, Grads, InvalidArgument, Mask, MaskCase, TileOutput
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ringspan_sdpa.arguments import lse_dtype
+from ringspan.contracts.adapters.arguments import lse_dtype
 
 if TYPE_CHECKING:
     from jaxtyping import Float
