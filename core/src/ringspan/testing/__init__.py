@@ -6,6 +6,7 @@
 - `configuration`: one problem as data, with its random tensors.
 - `strategies`: hypothesis strategies for configurations that have broken others.
 - `toy`, `toy_communicator`: a backend and a communicator of a few lines, to test what is above.
+- `toy_whole`: a backend of a few more, which takes branches and moves rows.
 - `delayed`: a communicator whose messages take a set time.
 - `site`: plugins that are installed for a while.
 - `suites`: the conformance kit, one class of standard tests per kind of provider.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ringspan.testing.suites.communicator import CommunicatorSuite
     from ringspan.testing.suites.ordering import GeometricOrderingSuite, OrderingSuite
     from ringspan.testing.suites.virtual_communicator import VirtualCommunicatorSuite
+    from ringspan.testing.toy_whole import ToyWhole
 
 _HOMES = {
     "AttentionBackendSuite": "suites.attention_backend",
@@ -33,6 +35,7 @@ _HOMES = {
     "Measurement": "accuracy",
     "OrderingSuite": "suites.ordering",
     "ReferenceResult": "formula",
+    "ToyWhole": "toy_whole",
     "VirtualCommunicatorSuite": "suites.virtual_communicator",
     "Yardstick": "accuracy",
     "assert_exact": "accuracy",
@@ -50,6 +53,7 @@ __all__ = [
     "Measurement",
     "OrderingSuite",
     "ReferenceResult",
+    "ToyWhole",
     "VirtualCommunicatorSuite",
     "Yardstick",
     "assert_exact",

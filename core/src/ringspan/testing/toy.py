@@ -81,10 +81,28 @@ class Toy(AttentionBackend):
         dropout: Dropout | None = None,
     ) -> Grads:
         """Gradients from the probabilities that `lse` gives these keys."""
+        delta = torch.einsum("bihe,bihe->bhi", grad_out.double(), out.double())
+        tensors = (grad_out, query, key, value, lse, delta)
+        return self.gradients(*tensors, mask=mask, scale=scale, dropout=dropout)
+
+    def gradients(
+        self,
+        grad_out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lse: Tensor,
+        delta: Tensor,
+        *,
+        mask: Mask,
+        scale: float,
+        dropout: Dropout | None = None,
+    ) -> Grads:
+        """The same, given `<grad_out, out>` of each row, `[B, H, Lq]`, in place of `out`."""
         heads, kv_heads = query.shape[2], key.shape[2]
         P = (_scores(query, key, mask, scale) - lse.double()[..., None]).exp()
         dO, V, M = grad_out.double(), spread_heads(value.double(), heads), _kept_share(dropout)
-        Delta = torch.einsum("bihe,bihe->bhi", dO, out.double())
+        Delta = delta.double()
         dS = scale * P * (M * torch.einsum("bihe,bjhe->bhij", dO, V) - Delta[..., None])
         dQ = torch.einsum("bhij,bjhd->bihd", dS, spread_heads(key.double(), heads))
         dK = torch.einsum("bhij,bihd->bjhd", dS, query.double())
