@@ -182,10 +182,13 @@ def test_tiles_however_cut_are_the_pairs_that_were_asked_for(
     met = np.zeros_like(expected)
     for batch in cells.batches(rows, alike=alike):
         query, key = listed(batch.query), listed(batch.key)
-        assert alike != 1 or batch.mask is not MaskCase.INTERVAL
+        assert alike != 1 or batch.mask not in (MaskCase.BAND, MaskCase.INTERVAL)
         for tile, row in product(range(len(query)), range(query.shape[1])):
             if batch.mask is MaskCase.INTERVAL:
                 seen = slice(batch.low[tile, row], batch.high[tile, row])
+            elif batch.mask is MaskCase.BAND:
+                assert (batch.left, batch.right) >= (0, key.shape[1] - query.shape[1])
+                seen = slice(max(0, row - batch.left), row + batch.right + 1)
             else:
                 seen = slice(row + 1 if batch.mask is MaskCase.CAUSAL else None)
             met[query[tile, row], key[tile, seen]] += 1

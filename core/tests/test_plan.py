@@ -32,6 +32,9 @@ def _visible(tiles: Tiles, tile: int, head: int, query: int) -> int:
     if tiles.mask is MaskCase.CAUSAL:
         assert tiles.query_length == tiles.key_length
         return query + 1
+    if tiles.mask is MaskCase.BAND:
+        assert tiles.left >= tiles.query_length - 1
+        return min(query + tiles.right + 1, tiles.key_length)
     assert tiles.high is not None
     high = tiles.high.rows
     return int(high[tile, head % high.shape[1], query])

@@ -114,6 +114,9 @@ class Tiles:
     """.. to below `high[t, k, l]`."""
     seen: Bitmaps | None = None
     """For `BITMAP`."""
+    left: int = 0
+    """For `BAND`."""
+    right: int = 0
     blocks: ActiveBlocks | None = None
     """With `FULL`: block-sparse work whole, as one tile."""
     keys_overlap: bool = False
@@ -142,9 +145,18 @@ class Tiles:
         if self.low is not None and self.high is not None:
             pairs = np.maximum(self.high.rows - self.low.rows, 0)
             return heads * int(pairs.sum()) // int(pairs.shape[1])
+        return self.count * heads * self._pairs
+
+    @property
+    def _pairs(self) -> int:
+        """Of one tile and head, where all are alike."""
         if self.mask is MaskCase.CAUSAL:
-            return self.count * heads * self.query_length * (self.query_length + 1) // 2
-        return self.count * heads * self.query_length * self.key_length
+            return self.query_length * (self.query_length + 1) // 2
+        if self.mask is MaskCase.BAND:
+            row = np.arange(self.query_length)
+            last = np.minimum(row + self.right + 1, self.key_length)
+            return int((last - np.maximum(row - self.left, 0)).sum())
+        return self.query_length * self.key_length
 
     @cached_property
     def _chunks(self) -> dict[int, tuple[Tiles, ...]]:

@@ -153,7 +153,10 @@ class Kernels:
         return grads
 
     def _options(self, tiles: Tiles, query: Tensor, keys: Keys) -> dict[str, Any]:
-        options: dict[str, Any] = {"mask": _mask(tiles, query, keys), "scale": self.scale}
+        mask = _mask(tiles, query, keys)
+        if mask.case not in self.choice.backend(tiles.mask).capabilities.masks:
+            mask = mask.as_interval(tiles.query_length, tiles.key_length, query.device)
+        options: dict[str, Any] = {"mask": mask, "scale": self.scale}
         if self.dropout is not None:
             options["dropout"] = self._dropout(self.dropout, tiles, query, keys)
         return options
@@ -231,7 +234,7 @@ def _mask(tiles: Tiles, query: Tensor, keys: Keys) -> Mask:
     if tiles.seen is not None:
         seen = tiles.seen.on(device).unsqueeze(1).repeat(batch, 1, 1, 1)
     key_seen = None if keys.seen is None else _by_head(key_rows(tiles), keys.seen)
-    return Mask(tiles.mask, low, high, seen, key_seen, tiles.blocks)
+    return Mask(tiles.mask, low, high, seen, key_seen, tiles.blocks, tiles.left, tiles.right)
 
 
 def _spread(bound: Tensor, group: int) -> Tensor:

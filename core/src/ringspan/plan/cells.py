@@ -45,6 +45,9 @@ class Batch:
     seen: Bitmaps | None = None
     keys_overlap: bool = False
     """Whether two of the tiles may have keys in common."""
+    left: int = 0
+    """For `BAND`"""
+    right: int = 0
 
     def seen_keys(self) -> Ints:
         """All keys that some query sees; bitmaps have columns that nobody does."""
@@ -139,9 +142,12 @@ class Cells:
             for chosen in equal_groups(bands.query_length, bands.key_length):
                 yield from _bitmap_batches(bands.batch(chosen, MaskCase.INTERVAL), self.seen)
             return
-        cases = bands.cases()
-        for chosen in equal_groups(cases, bands.query_length, bands.key_length):
-            yield bands.batch(chosen, list(MaskCase)[cases[chosen[0]]])
+        cases, left, right = bands.cases()
+        groups = equal_groups(cases, bands.query_length, bands.key_length, left, right)
+        for chosen in groups:
+            first = chosen[0]
+            batch = bands.batch(chosen, list(MaskCase)[cases[first]])
+            yield replace(batch, left=int(left[first]), right=int(right[first]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,20 +196,29 @@ class _Bands:
             len(start) >= len(runs),
         )
 
-    def cases(self) -> Ints:
-        """For each tile, its mask case by number."""
-        wide = (np.maximum.reduceat(self.low, self.query_start) == 0) & (
-            np.minimum.reduceat(self.high, self.query_start) == self.key_length
+    def cases(self) -> tuple[Ints, Ints, Ints]:
+        """For each tile its mask case by number, and of a band its `left` and `right`, else 0."""
+        starts, ends = self.query_start, self.query_start + self.query_length - 1
+        row = np.arange(len(self.query)) - np.repeat(starts, self.query_length)
+        low_last, high_first = self.low[ends], self.high[starts]
+        # Bounds that nobody oversteps are as wide as any query could see.
+        left = np.where(low_last > 0, self.query_length - 1 - low_last, self.query_length - 1)
+        right = np.where(high_first < self.key_length, high_first, self.key_length) - 1
+        by_row = (np.repeat(x, self.query_length) for x in (left, right, self.key_length))
+        left_of, right_of, keys_of = by_row
+        band = (self.low == np.maximum(row - left_of, 0)) & (
+            self.high == np.minimum(row + right_of + 1, keys_of)
         )
-        row = np.arange(len(self.query)) - np.repeat(self.query_start, self.query_length)
-        stair = np.logical_and.reduceat((self.high == row + 1) & (self.low == 0), self.query_start)
-        stair &= self.query_length == self.key_length
+        is_band = np.logical_and.reduceat(band, starts)
+        wide = is_band & (left >= self.query_length - 1) & (right >= self.key_length - 1)
+        square = self.query_length == self.key_length
+        stair = is_band & square & (left == self.query_length - 1) & (right == 0)
         cases = list(MaskCase)
-        return np.where(
-            wide,
-            cases.index(MaskCase.FULL),
-            np.where(stair, cases.index(MaskCase.CAUSAL), cases.index(MaskCase.INTERVAL)),
-        )
+        found = np.where(is_band, cases.index(MaskCase.BAND), cases.index(MaskCase.INTERVAL))
+        found = np.where(stair, cases.index(MaskCase.CAUSAL), found)
+        found = np.where(wide, cases.index(MaskCase.FULL), found)
+        named = found == cases.index(MaskCase.BAND)
+        return found, np.where(named, left, 0), np.where(named, right, 0)
 
     def batch(self, tiles: Ints, case: MaskCase) -> Batch:
         query_length, key_length = (

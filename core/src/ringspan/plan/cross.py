@@ -95,6 +95,8 @@ def cross_work(pattern: Dense, queries: QueryPositions, domain: Domain) -> tuple
             high=batch.high,
             batch=number,
             keys_overlap=windowed,
+            left=batch.left,
+            right=batch.right,
         )
         for number, batch in enumerate(cells.batches(_ROWS if windowed else None))
         for first in range(0, domain.heads, group)

@@ -183,6 +183,8 @@ class Meetings:
                     batch=shared,
                     apart=apart,
                     keys_overlap=batch.keys_overlap or not isinstance(part, Cliques),
+                    left=batch.left,
+                    right=batch.right,
                 )
 
 

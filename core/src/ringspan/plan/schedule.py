@@ -219,9 +219,9 @@ def _masks_of_any_rank(
     if causal:
         masks |= {MaskCase.CAUSAL}
         if not all(spares_intervals(part, holdings) for _, part in parts):
-            masks |= {MaskCase.INTERVAL}
+            masks |= {MaskCase.BAND, MaskCase.INTERVAL}
     if any(isinstance(part, Windows) for _, part in parts):
-        masks |= {MaskCase.CAUSAL, MaskCase.INTERVAL}
+        masks |= {MaskCase.CAUSAL, MaskCase.BAND, MaskCase.INTERVAL}
     if any(_needs_bitmaps(part, causal) for _, part in parts):
         masks |= {MaskCase.BITMAP}
     return frozenset(masks)

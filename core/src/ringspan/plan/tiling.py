@@ -44,6 +44,8 @@ class Unit:
     apart: int = 0
     """Only units with the same number may be joined: others read the same key rows."""
     keys_overlap: bool = False
+    left: int = 0
+    right: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +84,7 @@ def join_heads(units: Iterable[Unit]) -> tuple[Joined, ...]:
     for unit in units:
         query, key = progression.of(unit.query), progression.of(unit.key)
         shape = (
-            *(unit.query.shape, unit.key.shape, unit.mask),
+            *(unit.query.shape, unit.key.shape, unit.mask, unit.left, unit.right),
             *(unit.group, unit.apart, unit.keys_overlap),
         )
         if query is None or key is None:
@@ -235,6 +237,8 @@ def _joined(units: list[Unit], query: Rows, key: Rows) -> Joined:
         high=_bound([unit.high for unit in units]),
         seen=unit.seen,
         keys_overlap=unit.keys_overlap,
+        left=unit.left,
+        right=unit.right,
     )
     return Joined(tiles, tuple(unit.part for unit in units))
 
