@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pluggy
 import pydantic
@@ -38,7 +38,8 @@ class Driver(Provider):
 class Settings(pydantic.BaseModel):
     cook: str | list[str] = "auto"
     blocked: list[str] = []
-    autotune: bool = False
+    autotune: Literal["first-run", "off"] = "off"
+    autotune_file: str | None = None
 
 
 class Install(Protocol):
@@ -87,7 +88,10 @@ def house(tmp_path: Path) -> Callable[..., Registry]:
             table="house",
             directory=tmp_path,
             user_directory=tmp_path / "user",
-            environ={f"HOUSE_{key.upper()}": value for key, value in environ.items()},
+            environ={
+                "HOUSE_AUTOTUNE_FILE": str(tmp_path / "times.json"),
+                **{f"HOUSE_{key.upper()}": value for key, value in environ.items()},
+            },
         )
         return Registry(
             group=GROUP,

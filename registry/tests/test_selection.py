@@ -354,10 +354,10 @@ def test_with_autotune_the_fastest_eligible_provider_wins_and_is_measured_once(
         measured.append(provider.name)
         return seconds[provider.name]
 
-    registry = house(autotune="true")
+    registry = house(autotune="first-run")
     decision = registry.select("cook", 4, cpu, measure=measure)
     assert decision.chosen == "chef"
-    assert state_of(decision, "bert").reasons == ("measured 2 s, chef 1 s",)
+    assert state_of(decision, "bert").reasons == ("measured 2 s, chef 1 s (measured now)",)
     registry.select("cook", 4, cpu, measure=measure)
     registry.select("cook", 4, cpu, measure=measure, requested="auto")
     assert sorted(measured) == ["anna", "bert", "chef", "cleo"]
@@ -371,7 +371,7 @@ def test_configured_order_comes_before_measured_time_and_a_single_choice_is_not_
     def measure(provider: Provider) -> float:
         raise AssertionError("nothing to choose")
 
-    registry = house(autotune="true")
+    registry = house(autotune="first-run")
     assert registry.select("cook", 4, cpu, measure=measure, requested=["bert", "auto"]).chosen == (
         "bert"
     )
@@ -386,7 +386,7 @@ def test_a_provider_that_raises_while_it_is_measured_is_faulty(
             raise MemoryError("too many guests")
         return 1.0
 
-    decision = house(autotune="true").select("cook", 4, cpu, measure=measure)
+    decision = house(autotune="first-run").select("cook", 4, cpu, measure=measure)
     assert decision.chosen == "bert"
     assert state_of(decision, "anna").state is CandidateState.FAULTY
     assert "being measured raised MemoryError" in state_of(decision, "anna").reasons[0]

@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ringspan_registry.devices import recommended_dtype
+
     from ringspan import errors, nn, parallel
     from ringspan.api import Inputs, attention, explain, last_run, use
     from ringspan.contracts.documents import Documents
@@ -41,6 +43,7 @@ _HOMES = {
     "attention": "ringspan.api",
     "explain": "ringspan.api",
     "last_run": "ringspan.api",
+    "recommended_dtype": "ringspan_registry.devices",
     "use": "ringspan.api",
 }
 _MODULES = ("compat", "decoding", "errors", "nn", "parallel")
@@ -66,6 +69,7 @@ __all__ = [
     "last_run",
     "nn",
     "parallel",
+    "recommended_dtype",
     "use",
 ]
 

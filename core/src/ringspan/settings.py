@@ -15,8 +15,19 @@ class Settings(BaseModel):
     backend: str | list[str] = Field("auto", description="attention backend")
     communicator: str | list[str] = Field("auto", description="communicator")
     blocked: list[str] = Field([], description="plugins that are not even imported")
-    autotune: bool = Field(False, description="measure eligible backends instead of ranking them")
-    debug: bool = Field(False, description="check every message of a ring by a checksum")
+    autotune: Literal["first-run", "off"] = Field(
+        "off", description="measure eligible backends on a problem's first run, or rank them"
+    )
+    autotune_file: str | None = Field(
+        None, description="where measured times are kept (default: in the user's folder of caches)"
+    )
+    on_fault: Literal["raise", "next"] = Field(
+        "raise", description="when a kernel fails: raise, or go on with the next backend"
+    )
+    debug: bool = Field(
+        False,
+        description="check every message of a ring by a checksum, and every result for NaN",
+    )
     gradient_wire: Literal["wide", "input"] = Field(
         "wide",
         description="dtype of travelling gradients: float32 (float64 for float64), or the input's",

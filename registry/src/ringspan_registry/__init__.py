@@ -5,13 +5,15 @@ Knows nothing of attention: kinds of hooks, problems and settings are handed in.
 
 from ringspan_registry.config import Configuration, Setting
 from ringspan_registry.decision import Candidate, CandidateState, Decision
-from ringspan_registry.devices import DeviceInfo, detect, detect_all
+from ringspan_registry.devices import DeviceInfo, detect, detect_all, recommended_dtype
 from ringspan_registry.discovery import PluginRecord, PluginState
 from ringspan_registry.errors import (
     BrokenContract,
+    CannotMeasure,
     ConfigurationError,
     DuplicateProvider,
     InvalidArgument,
+    KernelFault,
     MessageCorrupted,
     NoEligibleProvider,
     NotYetSupported,
@@ -33,6 +35,7 @@ __all__ = [
     "BrokenContract",
     "Candidate",
     "CandidateState",
+    "CannotMeasure",
     "Configuration",
     "ConfigurationError",
     "Decision",
@@ -40,6 +43,7 @@ __all__ = [
     "DuplicateProvider",
     "Faulty",
     "InvalidArgument",
+    "KernelFault",
     "MessageCorrupted",
     "NoEligibleProvider",
     "NotYetSupported",
@@ -57,4 +61,5 @@ __all__ = [
     "UnknownProvider",
     "detect",
     "detect_all",
+    "recommended_dtype",
 ]

@@ -25,6 +25,8 @@ class CandidateState(StrEnum):
     """Its probe says that it cannot run on this device."""
     FAULTY = "faulty"
     """It raised an exception while it was asked."""
+    QUARANTINED = "quarantined"
+    """It failed at work, and is not used again in this process."""
 
 
 @dataclass(frozen=True, slots=True)

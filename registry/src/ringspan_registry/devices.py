@@ -15,7 +15,7 @@ from ringspan_registry.errors import InvalidArgument
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DeviceInfo", "detect", "detect_all"]
+__all__ = ["DeviceInfo", "detect", "detect_all", "recommended_dtype"]
 
 _ARCHITECTURES = {
     "pascal": ((6, 0), (6, 1), (6, 2)),
@@ -100,6 +100,24 @@ def detect_all() -> tuple[DeviceInfo, ...]:
         detect("cpu"),
         *(detect(torch.device(accelerator.type, index)) for index in range(count)),
     )
+
+
+def recommended_dtype(device: DeviceInfo | torch.device | str) -> str:
+    """The dtype in which attention is fast and sound on a device, as `"bfloat16"`.
+
+    bfloat16 from Ampere on; float16 on Volta and Turing, whose tensor cores know no bfloat16;
+    float32 on Pascal, on CPUs and on what is not known.
+
+    Example:
+        >>> recommended_dtype(DeviceInfo(type="cuda", compute_capability=(8, 0)))
+        'bfloat16'
+    """
+    info = device if isinstance(device, DeviceInfo) else detect(device)
+    if info.type != "cuda" or info.compute_capability is None:
+        return "float32"
+    if info.compute_capability >= (8, 0):
+        return "bfloat16"
+    return "float16" if info.compute_capability >= (7, 0) else "float32"
 
 
 def _cpu() -> DeviceInfo:

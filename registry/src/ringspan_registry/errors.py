@@ -2,13 +2,15 @@
 
     RingspanError                     everything Ringspan raises on purpose
     ├── InvalidArgument (ValueError)  an argument has the wrong type, shape, dtype, device or value
-    │   └── NotYetSupported           a correct argument that this version refuses by name
+    │   ├── NotYetSupported           a correct argument that this version refuses by name
+    │   └── CannotMeasure             times cannot be measured at this moment
     ├── ConfigurationError            a file, variable or context setting is malformed or unknown
     ├── PluginError                   something is wrong with an installed plugin
     │   ├── UnknownProvider           no plugin offers that name
     │   ├── DuplicateProvider         two distributions offer the same name
     │   └── BrokenContract            a provider returned what its contract forbids
     ├── NoEligibleProvider            no provider can serve; `.decision` has every reason
+    ├── KernelFault                   a kernel failed, or answered with NaN, at work
     └── RingError                     ranks cannot work together
         ├── RanksDisagree             ranks called with different problems
         ├── PeerLost                  another rank's process is gone
@@ -27,9 +29,11 @@ from typing import Literal, Self
 
 __all__ = [
     "BrokenContract",
+    "CannotMeasure",
     "ConfigurationError",
     "DuplicateProvider",
     "InvalidArgument",
+    "KernelFault",
     "MessageCorrupted",
     "NoEligibleProvider",
     "NotYetSupported",
@@ -85,6 +89,10 @@ class NotYetSupported(InvalidArgument):
     """A well-formed argument that this version refuses by name."""
 
 
+class CannotMeasure(InvalidArgument):
+    """Times cannot be measured at this moment; no provider is at fault."""
+
+
 class ConfigurationError(RingspanError):
     """A configuration file, environment variable or context setting is malformed or unknown."""
 
@@ -109,6 +117,35 @@ class NoEligibleProvider(RingspanError):
     """No provider can serve the problem. `decision` holds every candidate's reasons."""
 
     decision: object = None
+
+
+class KernelFault(RingspanError):
+    """A kernel failed at work: it raised, or answered with NaN.
+
+    `backend` is its name, and `reason` what it did, as in `"forward raised RuntimeError: ..."`.
+    """
+
+    backend: str = ""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, backend: str, reason: str, *, problem: str, version: str = "") -> Self:
+        """The fault of one launch.
+
+        Example:
+            >>> fault = KernelFault.of("flash2", "forward raised OSError: gone", problem="a tile")
+            >>> print(fault.backend, "|", fault.reason)
+            flash2 | forward raised OSError: gone
+        """
+        known = f" ({version})" if version else ""
+        error = cls(
+            f"backend {backend!r}{known}",
+            expected=f"a result for {problem}",
+            got=f"a fault: {reason}",
+            remedy='Set on_fault = "next" to go on with the next backend, or name another backend',
+        )
+        error.backend, error.reason = backend, reason
+        return error
 
 
 class RingError(RingspanError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -14,7 +16,7 @@ from ringspan_registry.agreement import (
     hand_out_sections,
     warn_of_unknown_blocked,
 )
-from ringspan_registry.autotune import Timings
+from ringspan_registry.autotune import Timing, Timings, software
 from ringspan_registry.catalogue import Catalogue
 from ringspan_registry.config import Configuration
 from ringspan_registry.decision import Candidate, CandidateState, Decision
@@ -24,8 +26,10 @@ from ringspan_registry.errors import (
     ConfigurationError,
     InvalidArgument,
     PluginError,
+    UnknownProvider,
 )
 from ringspan_registry.evaluation import checked_priority, evaluate, faulted, probe
+from ringspan_registry.measurements import MeasurementFile, Subject, default_path, text_of
 from ringspan_registry.provider import Availability, Provider
 from ringspan_registry.refusals import no_eligible_provider, sourced
 from ringspan_registry.selection import Ranked, Wish, settle
@@ -38,6 +42,20 @@ Measure: TypeAlias = Callable[[Provider], float]
 _logger = logging.getLogger("ringspan")
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What one decision is about, and all that it depends on but the measuring function."""
+
+    kind: str
+    problem: Hashable
+    device: DeviceInfo
+    wish: Wish
+    rank_of: RankOf | None
+    tuned: bool = False
+    shape: Hashable = None
+    insist: str | None = None
+
+
 class Registry:
     """Finds plugins, probes them, and chooses. Nothing is imported before the first question.
 
@@ -46,8 +64,8 @@ class Registry:
         hookspecs: the module that specifies the hooks.
         kinds: kind of provider -> name of the hook that offers it.
         bases: kind of provider -> the class that its providers are instances of.
-        configuration: where `blocked`, `autotune` and a setting per kind come from; a kind
-            without a setting defaults to `"auto"`.
+        configuration: where `blocked`, `autotune` (`"first-run"` or `"off"`), `autotune_file` and
+            a setting per kind come from; a kind without a setting defaults to `"auto"`.
         slow_seconds: a plugin that takes longer to import is reported.
     """
 
@@ -71,7 +89,8 @@ class Registry:
         self._found: Catalogue | None = None
         self._discovering = False
         self._probes: dict[tuple[str, str, DeviceInfo], Availability] = {}
-        self._decisions: dict[Hashable, Decision] = {}
+        self._decisions: dict[_Question, Decision] = {}
+        self._quarantined: dict[tuple[str, str], str] = {}
         self._timings = Timings()
 
     def plugins(self) -> tuple[PluginRecord, ...]:
@@ -112,12 +131,15 @@ class Registry:
         requested: str | Sequence[str] | None = None,
         rank_of: RankOf | None = None,
         measure: Measure | None = None,
+        shape: Hashable = None,
+        insist: str | None = None,
     ) -> Decision:
         """Chooses the provider that serves `problem` on `device`.
 
         A request by name is strict: it is served, or every reason against it is raised. `auto`
-        takes the eligible provider of highest priority; with the setting `autotune` on and
-        `measure` given, the fastest one. Decisions are kept by all arguments but `measure`.
+        takes the eligible provider of highest priority; with the setting `autotune` at
+        `"first-run"` and `measure` given, the fastest one. Decisions are kept by all arguments but
+        `measure`; those that chose a provider are forgotten when it is quarantined.
 
         Args:
             kind: kind of provider.
@@ -125,62 +147,111 @@ class Registry:
             device: where.
             requested: a name, names in order of preference, or None: what is configured.
             rank_of: preference among eligible providers instead of `Provider.priority`.
-            measure: seconds that a provider takes for the problem.
+            measure: seconds that a provider takes for the problem, in this shape.
+            shape: what times depend on beside the problem, such as lengths; used with `autotune`
+                alone. Its words (`text_of`) must be the same in every process, as the problem's.
+            insist: with `autotune`: what another rank's measurement chose. It wins among eligible
+                rivals, and nothing is measured here; where it is not eligible, priorities decide.
 
         Raises:
+            CannotMeasure: `measure` says that nothing can be measured now.
             NoEligibleProvider: nobody can; `.decision` has every candidate's reasons.
             UnknownProvider: a requested name is not offered.
             DuplicateProvider: a name of this kind is taken twice.
         """
         self._refuse_clash(kind)
         wish = self._wish(kind, requested)
-        tuned = measure if measure is not None and self._setting("autotune", False) else None
-        key = (kind, problem, wish, device, rank_of, tuned is not None)
-        decision = self._decisions.get(key)
+        question = _Question(kind, problem, device, wish, rank_of)
+        if (measure or insist) and self._setting("autotune", "off") == "first-run":
+            question = replace(question, tuned=measure is not None, shape=shape, insist=insist)
+        decision = self._decisions.get(question)
         if decision is None:
             with self._lock:
-                decision = self._decisions.get(key)
+                decision = self._decisions.get(question)
                 if decision is None:
-                    decision = self._decide(kind, problem, device, wish, rank_of, tuned)
-                    self._decisions[key] = decision
+                    decision = self._decide(question, measure)
+                    self._decisions[question] = decision
         return decision
 
-    def _decide(
-        self,
-        kind: str,
-        problem: Hashable,
-        device: DeviceInfo,
-        wish: Wish,
-        rank_of: RankOf | None,
-        measure: Measure | None,
-    ) -> Decision:
+    def quarantine(self, kind: str, name: str, reason: str) -> None:
+        """Keeps a provider that failed at work from being chosen again in this process.
+
+        Decisions that chose it are forgotten. The first reason is kept, and logged as a warning.
+
+        Raises:
+            UnknownProvider: nobody offers it.
+        """
+        name = self._catalogue().one(kind, name).name
+        with self._lock:
+            if (kind, name) in self._quarantined:
+                return
+            self._quarantined[kind, name] = reason
+            for question, decision in list(self._decisions.items()):
+                if (decision.kind, decision.chosen) == (kind, name):
+                    del self._decisions[question]
+        _logger.warning("%s %r is quarantined for the rest of this process: %s", kind, name, reason)
+
+    def quarantined(self) -> Mapping[tuple[str, str], str]:
+        """(kind, name) of every provider that is not used again in this process -> why."""
+        return dict(self._quarantined)
+
+    def version(self, kind: str, name: str) -> str:
+        """A provider's distribution and kernel with their versions, as far as they are known.
+
+        Asks nothing of the machine; empty where nobody offers the name.
+        """
+        offer = self._catalogue().of_kind(kind).get(name)
+        if offer is None:
+            return ""
+        probed = (each for (k, n, _), each in list(self._probes.items()) if (k, n) == (kind, name))
+        kernels = dict.fromkeys(f"kernel {each.version}" for each in probed if each.version)
+        return ", ".join((_distribution(offer), *kernels))
+
+    def unknown_names(self) -> tuple[UnknownProvider, ...]:
+        """What the settings name and no plugin offers: an error for the first name of each kind."""
+        return tuple(error for kind in self._kinds for error in [self._unknown_name(kind)] if error)
+
+    def measurements(self) -> MeasurementFile:
+        """Where measured times are kept."""
+        path = self._setting("autotune_file", None)
+        chosen = default_path(self._group) if path is None else Path(path).expanduser()
+        return MeasurementFile(chosen)
+
+    def _unknown_name(self, kind: str) -> UnknownProvider | None:
+        try:
+            self._check_names(kind, self._wish(kind, None))
+        except UnknownProvider as error:
+            return error
+        return None
+
+    def _check_names(self, kind: str, wish: Wish) -> None:
         for name in wish.names:
             if name != AUTO:
                 self._catalogue().named(kind, name, wish.source)
+
+    def _decide(self, question: _Question, measure: Measure | None) -> Decision:
+        kind, wish, device = question.kind, question.wish, question.device
+        self._check_names(kind, wish)
         offers = self._catalogue().of_kind(kind)
-        ranked = [self._ranked(offer, problem, device, wish, rank_of) for offer in offers.values()]
-        if measure is not None:
-            ranked = self._timed(ranked, offers, (kind, problem, device), measure)
-        candidates = settle(ranked, wish)
-        decision = _decision(kind, problem, wish, candidates)
+        ranked = [self._ranked(offer, question) for offer in offers.values()]
+        if question.insist is not None:
+            ranked = [_insisted(entry, question.insist) for entry in ranked]
+        elif question.tuned and measure is not None:
+            ranked = self._timed(ranked, offers, question, measure)
+        decision = _decision(kind, question.problem, wish, settle(ranked, wish))
         if not decision.chosen:
             raise no_eligible_provider(decision, self.plugins())
         _logger.info("%s", _summary(decision, device))
         return decision
 
-    def _ranked(
-        self,
-        offer: Offer,
-        problem: Hashable,
-        device: DeviceInfo,
-        wish: Wish,
-        rank_of: RankOf | None,
-    ) -> Ranked:
-        position = wish.position(offer)
+    def _ranked(self, offer: Offer, question: _Question) -> Ranked:
+        position, device = question.wish.position(offer), question.device
         if position is None:
             return Ranked(_stamped(offer), None)
-        candidate = evaluate(offer, problem, self._probe(offer, device))
-        provider = offer.provider
+        if (offer.kind, offer.name) in self._quarantined:
+            return Ranked(_shut_out(offer, self._quarantined[offer.kind, offer.name]), position)
+        candidate = evaluate(offer, question.problem, self._probe(offer, device))
+        provider, rank_of = offer.provider, question.rank_of
         try:
             answer = provider.priority(device) if rank_of is None else rank_of(provider)
             priority = checked_priority(answer)
@@ -192,7 +263,7 @@ class Registry:
         self,
         ranked: Sequence[Ranked],
         offers: Mapping[str, Offer],
-        key: Hashable,
+        question: _Question,
         measure: Measure,
     ) -> list[Ranked]:
         """The same with measured times, where there is a choice to make between equals."""
@@ -200,19 +271,30 @@ class Registry:
         rivals = [entry for entry in ranked if entry.eligible and entry.position == first]
         if len(rivals) < 2:
             return list(ranked)
-        return [
-            self._timed_one(entry, offers[entry.candidate.name], key, measure)
-            if entry in rivals
-            else entry
-            for entry in ranked
-        ]
+        named = {entry.candidate.name: offers[entry.candidate.name] for entry in rivals}
+        timings = self._timings.of(
+            {
+                name: (self._subject(offer, question), partial(measure, offer.provider))
+                for name, offer in named.items()
+            },
+            self.measurements(),
+        )
+        return [_with_timing(entry, timings.get(entry.candidate.name)) for entry in ranked]
 
-    def _timed_one(self, entry: Ranked, offer: Offer, key: Hashable, measure: Measure) -> Ranked:
-        try:
-            seconds = self._timings.seconds(key, offer.provider, measure)
-        except Exception as error:  # noqa: BLE001 - third-party code; kept as this provider's fault
-            return replace(entry, candidate=faulted(entry.candidate, error, "being measured"))
-        return replace(entry, seconds=seconds)
+    def _subject(self, offer: Offer, question: _Question) -> Subject:
+        device = question.device
+        return Subject(
+            kind=question.kind,
+            problem=text_of(question.problem),
+            shape=text_of(question.shape),
+            device=device.name or device.type,
+            compute_capability=".".join(map(str, device.compute_capability or ())),
+            driver=device.driver,
+            software=software(device.type),
+            provider=offer.name,
+            distribution=_distribution(offer),
+            kernel=self._probe(offer, device).version,
+        )
 
     def _probe(self, offer: Offer, device: DeviceInfo) -> Availability:
         key = (offer.kind, offer.name, device)
@@ -290,6 +372,29 @@ def _stamped(offer: Offer) -> Candidate:
         CandidateState.NOT_REQUESTED,
         version=offer.version,
     )
+
+
+def _shut_out(offer: Offer, reason: str) -> Candidate:
+    return replace(
+        _stamped(offer),
+        state=CandidateState.QUARANTINED,
+        reasons=(reason,),
+        remedy="A new process tries it again",
+    )
+
+
+def _insisted(entry: Ranked, name: str) -> Ranked:
+    return replace(entry, insisted=entry.eligible and entry.candidate.name == name)
+
+
+def _with_timing(entry: Ranked, found: Timing | Exception | None) -> Ranked:
+    if isinstance(found, Exception):
+        return replace(entry, candidate=faulted(entry.candidate, found, "being measured"))
+    return replace(entry, timing=found)
+
+
+def _distribution(offer: Offer) -> str:
+    return f"{offer.distribution} {offer.version}"
 
 
 def _decision(

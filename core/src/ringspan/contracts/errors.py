@@ -2,9 +2,11 @@
 
 from ringspan_registry.errors import (
     BrokenContract,
+    CannotMeasure,
     ConfigurationError,
     DuplicateProvider,
     InvalidArgument,
+    KernelFault,
     MessageCorrupted,
     NoEligibleProvider,
     NotYetSupported,
@@ -19,9 +21,11 @@ from ringspan_registry.errors import (
 
 __all__ = [
     "BrokenContract",
+    "CannotMeasure",
     "ConfigurationError",
     "DuplicateProvider",
     "InvalidArgument",
+    "KernelFault",
     "MessageCorrupted",
     "NoEligibleProvider",
     "NotYetSupported",
