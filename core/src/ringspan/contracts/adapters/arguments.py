@@ -54,6 +54,10 @@ def check_mask(mask: Mask, limits: Capabilities, query_length: int, key_length: 
         raise InvalidArgument("mask", expected=supported, got=str(mask.case))
     if mask.key_seen is not None and not limits.key_padding:
         raise InvalidArgument("mask", expected="no key_seen", got="padded keys")
+    if mask.blocks is not None and not limits.blocks:
+        raise InvalidArgument("mask", expected="no blocks", got="block-sparse work as a whole")
+    if mask.lengths is not None and not limits.ragged:
+        raise InvalidArgument("mask", expected="no lengths", got="tiles of many lengths")
     if mask.case is MaskCase.CAUSAL and query_length != key_length:
         raise InvalidArgument(
             "mask",

@@ -1,4 +1,4 @@
-"""What PyTorch's three CUDA kernels have in common: alignment, batches, probing.
+"""What CUDA kernels have in common, PyTorch's own and others: alignment, batches, probing.
 
 A kernel adds its two operators (`kernel_forward`, `kernel_backward`), its limits and its
 place in the default order. Tensors are `[B, L, H, D]` throughout.
@@ -7,11 +7,19 @@ place in the default order. Tensors are `[B, L, H, D]` throughout.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ringspan.contracts import Availability, DeviceInfo, Grads, Mask, TileOutput
+from ringspan.contracts import (
+    Availability,
+    DeviceInfo,
+    Grads,
+    InvalidArgument,
+    Mask,
+    TileOutput,
+)
 from ringspan.contracts.adapters import arguments
 from ringspan.contracts.adapters.guarded import GuardedKernel
 from ringspan.contracts.adapters.trial import trial
@@ -29,10 +37,12 @@ LARGEST_BATCH = 65535
 
 
 class CudaKernel(GuardedKernel):
-    """A kernel for full and square causal masks on NVIDIA GPUs."""
+    """A kernel on NVIDIA GPUs."""
 
     width_multiple: ClassVar[int] = 8
     trial_dtype: ClassVar[torch.dtype] = torch.float16
+    remedy: ClassVar[str] = "install a build of torch that has it"
+    """What a user can do where something is `missing`."""
 
     @abstractmethod
     def kernel_forward(
@@ -63,7 +73,11 @@ class CudaKernel(GuardedKernel):
 
     @abstractmethod
     def missing(self) -> str:
-        """What this build of PyTorch lacks for the kernel; empty where it lacks nothing."""
+        """What this installation lacks for the kernel; empty where it lacks nothing."""
+
+    def kernel_version(self) -> str:
+        """The version of what holds the kernel."""
+        return torch.__version__
 
     def probe(self, device: DeviceInfo) -> Availability:
         """Usable where a tiny forward and backward on the GPU agree with the formula."""
@@ -76,8 +90,6 @@ class CudaKernel(GuardedKernel):
             )
         if torch.version.hip is not None:
             return Availability.no(f"torch {torch.__version__} is built for ROCm, not CUDA")
-        if lack := self.missing():
-            return Availability.no(lack, remedy="install a build of torch that has it")
         index = device.index or 0
         supported = self.capabilities.compute_capabilities
         found = torch.cuda.get_device_capability(index)
@@ -86,7 +98,10 @@ class CudaKernel(GuardedKernel):
             return Availability.no(
                 f"compute capability {found[0]}.{found[1]} (supported: {low}..{high})"
             )
-        return trial(self, torch.device("cuda", index), self.trial_dtype)
+        if lack := self.missing():
+            return Availability.no(lack, remedy=self.remedy)
+        tried = trial(self, torch.device("cuda", index), self.trial_dtype)
+        return replace(tried, version=self.kernel_version())
 
     def attend(
         self,
@@ -98,6 +113,7 @@ class CudaKernel(GuardedKernel):
         scale: float,
     ) -> TileOutput:
         """Calls of the kernel, each on as many tiles as it takes."""
+        _check_tiles(mask)
         tensors = [arguments.aligned(x) for x in (query, key, value)]
         parts = [self.kernel_forward(*part, mask=mask, scale=scale) for part in _batches(tensors)]
         return TileOutput(*(_joined(part) for part in zip(*parts, strict=True)))
@@ -115,11 +131,24 @@ class CudaKernel(GuardedKernel):
         scale: float,
     ) -> Grads:
         """Calls of the kernel, each on as many tiles as it takes."""
+        _check_tiles(mask)
         tensors = [arguments.aligned(x) for x in (grad_out, query, key, value, out)]
         # The kernels read a log-sum-exp as if it were contiguous, without a check.
         tensors.append(lse.contiguous())
         parts = [self.kernel_backward(*part, mask=mask, scale=scale) for part in _batches(tensors)]
         return Grads(*(_joined(part) for part in zip(*parts, strict=True)))
+
+
+def _check_tiles(mask: Mask) -> None:
+    """Tiles of many lengths cannot be cut unless it is read from the device where they lie."""
+    tiles = 1 if mask.lengths is None else mask.lengths.query_bounds.shape[0] - 1
+    if tiles > LARGEST_BATCH:
+        raise InvalidArgument(
+            "mask",
+            expected=f"at most {LARGEST_BATCH} tiles of many lengths in one call",
+            got=str(tiles),
+            remedy="attend to fewer documents at a time, or choose a backend without this limit",
+        )
 
 
 def _batches(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

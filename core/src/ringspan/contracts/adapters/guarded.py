@@ -22,12 +22,19 @@ class GuardedKernel(AttentionBackend):
     """A kernel that is called only with what it computes rightly.
 
     Tensors are on its device and of one dtype, the mask is one of its capabilities, lengths and
-    the scale are above zero, and head dimensions are equal: where they are not, columns of
-    zeros fill them up and are cut off the results. A kernel adds `attend` and `attend_backward`.
+    the scale are above zero, and head dimensions are equal, or what `widths` says: where they are
+    not, columns of zeros fill them up and are cut off the results. A kernel adds `attend` and
+    `attend_backward`.
     """
 
     width_multiple: ClassVar[int] = 1
     """Head dimensions that are no multiple of this are filled up as well."""
+
+    def widths(self, head_dim: int, value_head_dim: int, device: torch.device) -> tuple[int, int]:
+        """The widths to which queries and keys, and values and outputs, are filled up."""
+        width = max(head_dim, value_head_dim)
+        width += -width % self.width_multiple
+        return width, width
 
     @abstractmethod
     def attend(
@@ -76,7 +83,9 @@ class GuardedKernel(AttentionBackend):
             return arguments.nothing_seen(query, value)
         with torch.no_grad():
             folded, factor = above_zero(query, scale)
-            q, k, v = self._filled(query, value, folded, key, value)
+            width, value_width = self._widths(query, value)
+            q, k = (arguments.with_width(x, width) for x in (folded, key))
+            v = arguments.with_width(value, value_width)
             out, lse = self.attend(q, k, v, mask=mask, scale=factor)
             return TileOutput(out[..., : value.shape[-1]], lse)
 
@@ -103,7 +112,9 @@ class GuardedKernel(AttentionBackend):
             return arguments.no_grads(query, key, value)
         with torch.no_grad():
             folded, factor = above_zero(query, scale)
-            dO, q, k, v, final = self._filled(query, value, grad_out, folded, key, value, out)
+            width, value_width = self._widths(query, value)
+            q, k = (arguments.with_width(x, width) for x in (folded, key))
+            v, dO, final = (arguments.with_width(x, value_width) for x in (value, grad_out, out))
             dq, dk, dv = self.attend_backward(dO, q, k, v, final, lse, mask=mask, scale=factor)
             head_dim, value_head_dim = query.shape[-1], value.shape[-1]
             dq = unfolded(dq[..., :head_dim], scale)
@@ -120,8 +131,5 @@ class GuardedKernel(AttentionBackend):
         arguments.check_tensors(self._device_type, query=query, key=key, value=value, **others)
         arguments.check_mask(mask, self.capabilities, query.shape[1], key.shape[1])
 
-    def _filled(self, query: Tensor, value: Tensor, *tensors: Tensor) -> list[Tensor]:
-        """The tensors, each as wide as the wider of `query` and `value`."""
-        width = max(query.shape[-1], value.shape[-1])
-        width += -width % self.width_multiple
-        return [arguments.with_width(x, width) for x in tensors]
+    def _widths(self, query: Tensor, value: Tensor) -> tuple[int, int]:
+        return self.widths(query.shape[-1], value.shape[-1], query.device)
