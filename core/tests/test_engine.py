@@ -17,7 +17,6 @@ from ringspan.engine.merge import merge_
 from ringspan.engine.ring.buffers import Buffers
 from ringspan.engine.ring.messages import Channel, KeyValue, Ring
 from ringspan.engine.ring.wire import Wire
-from ringspan.engine.timing import seconds
 from ringspan.errors import BrokenContract
 from ringspan.plan.schedule import make_plan
 from ringspan.testing.toy import Toy
@@ -214,11 +213,3 @@ def test_merging_two_pieces_is_the_softmax_of_both(
     merge_(out, lse, outs[1], lses[1])
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(lse, Z.log())
-
-
-def test_a_backend_can_be_timed_on_any_mask() -> None:
-    from ringspan.contracts import Problem
-
-    for mask in MaskCase:
-        problem = Problem("cpu", "float32", mask, head_dim=8, value_head_dim=4, group_size=2)
-        assert seconds(Toy(), problem) > 0

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ringspan_registry.errors import CannotMeasure, ConfigurationError
 from ringspan_registry.measurements import MeasurementFile, Subject
@@ -102,10 +102,11 @@ def software(device_type: str) -> str:
         import torch
     except ImportError:
         return ""
+    cudnn: Any = torch.backends.cudnn
     facts = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if device_type == "cuda" else None,
+        "cudnn": cudnn.version() if device_type == "cuda" else None,
         "triton": _version_of("triton"),
         "threads": torch.get_num_threads() if device_type == "cpu" else None,
     }

@@ -1,78 +1,134 @@
-"""Times a backend on a small tile of a problem, for `autotune`."""
+"""Times a backend on random tiles in the shape of a problem, for `autotune`."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ringspan.contracts.errors import CannotMeasure
 from ringspan.contracts.masks import Mask, MaskCase
+from ringspan.engine.capture import capturing
+from ringspan.engine.sample import (
+    Sample,
+    Tensors,
+    device_of,
+    dropout_of,
+    fitted,
+    mask_of,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from ringspan.contracts.backend import AttentionBackend, Problem
 
-__all__ = ["seconds"]
+__all__ = ["Sample", "seconds"]
 
-_LENGTH = 512
-_REPEATS = 3
-
-
-def seconds(backend: AttentionBackend, problem: Problem) -> float:
-    """The least of three runs of a 512 x 512 tile, forward and, where needed, backward."""
-    inputs = _tile(problem)
-    _run(backend, problem, *inputs)
-    return min(_timed(backend, problem, *inputs) for _ in range(_REPEATS))
+_RUNS = 5
 
 
-def _tile(problem: Problem) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = (
-        (problem.group_size, problem.head_dim),
-        (1, problem.head_dim),
-        (1, problem.value_head_dim),
-        (problem.group_size, problem.value_head_dim),
-    )
-    dtype = getattr(torch, problem.dtype)
-    return tuple(
-        torch.randn(1, _LENGTH, *shape, generator=generator).to(problem.device, dtype)
-        for shape in shapes
-    )
+def seconds(backend: AttentionBackend, problem: Problem, sample: Sample) -> float:
+    """The median of five runs, forward and, where needed, backward, after one that warms up.
+
+    Args:
+        backend: one that is eligible for the problem.
+        problem: attention; moving rows is not measured.
+        sample: the shape of the launch; a smaller one of its kind is run where it would take more
+            than a quarter of the free memory.
+
+    Raises:
+        CannotMeasure: a CUDA graph is being captured.
+        InvalidArgument: the sample is not square where the problem's mask is.
+    """
+    _refuse_capture()
+    device = device_of(problem)
+    with ExitStack() as undisturbed:
+        for context in _undisturbed(device):
+            undisturbed.enter_context(context)
+        launch = _launch(backend, problem, fitted(sample, problem, device), device)
+        out, lse = launch.forward()
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf)
+
+        def run() -> None:
+            launch.forward()
+            if problem.needs_backward:
+                launch.backward(out, lse)
+
+        run()
+        return median(_on_cuda(run) if device.type == "cuda" else _on_host(run))
 
 
-def _mask(problem: Problem) -> Mask:
-    """A triangle, however the mask case says it."""
-    high = torch.arange(1, _LENGTH + 1, device=problem.device).view(1, 1, -1)
-    if problem.mask is MaskCase.INTERVAL:
-        return Mask(problem.mask, torch.zeros_like(high), high)
-    if problem.mask is MaskCase.BITMAP:
-        seen = torch.arange(_LENGTH, device=problem.device) < high[..., None]
-        return Mask(problem.mask, seen=seen)
-    return Mask(problem.mask)
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    backend: AttentionBackend
+    tensors: Tensors
+    options: dict[str, Any]
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        query, key, value, _ = self.tensors
+        return self.backend.forward(query, key, value, **self.options)
+
+    def backward(self, out: Tensor, lse: Tensor) -> None:
+        query, key, value, grad_out = self.tensors
+        self.backend.backward(grad_out, query, key, value, out, lse, **self.options)
 
 
-def _run(
-    backend: AttentionBackend,
-    problem: Problem,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    grad_out: torch.Tensor,
-) -> None:
-    mask, scale = _mask(problem), problem.head_dim**-0.5
-    out, lse = backend.forward(query, key, value, mask=mask, scale=scale)
-    if problem.needs_backward:
-        backend.backward(grad_out, query, key, value, out, lse, mask=mask, scale=scale)
+def _launch(
+    backend: AttentionBackend, problem: Problem, sample: Sample, device: torch.device
+) -> _Launch:
+    bands = MaskCase.BAND in backend.capabilities.masks
+    mask: Mask = mask_of(sample, problem, device, bands=bands)
+    options: dict[str, Any] = {"mask": mask, "scale": problem.head_dim**-0.5}
+    if problem.dropout:
+        options["dropout"] = dropout_of(sample, problem, device)
+    return _Launch(backend, tensors_of(sample, problem, device), options)
 
 
-def _timed(backend: AttentionBackend, problem: Problem, *inputs: torch.Tensor) -> float:
-    _settle(problem.device)
-    start = time.perf_counter()
-    _run(backend, problem, *inputs)
-    _settle(problem.device)
-    return time.perf_counter() - start
+def _refuse_capture() -> None:
+    if capturing():
+        raise CannotMeasure(
+            "autotune",
+            expected="a first run outside of a CUDA graph",
+            got="a capture in progress",
+            remedy='Warm up first: run the call once before capturing, or set autotune = "off"',
+        )
 
 
-def _settle(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def _undisturbed(device: torch.device) -> list[AbstractContextManager[Any]]:
+    contexts: list[AbstractContextManager[Any]] = [torch.no_grad()]
+    if torch.amp.is_autocast_available(device.type):
+        contexts.append(torch.autocast(device.type, enabled=False))
+    if device.type == "cuda":
+        contexts.append(torch.cuda.device(device))
+    return contexts
+
+
+def _on_cuda(run: Callable[[], None]) -> list[float]:
+    """By the device's own clock: the host waits once, at the end."""
+    event: Any = torch.cuda.Event
+    marks = []
+    for _ in range(_RUNS):
+        begin, end = (event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        marks.append((begin, end))
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) / 1000 for begin, end in marks]
+
+
+def _on_host(run: Callable[[], None]) -> list[float]:
+    times = []
+    for _ in range(_RUNS):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return times

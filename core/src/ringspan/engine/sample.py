@@ -1,0 +1,227 @@
+"""Random tiles in the shape of a problem, for measuring backends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from ringspan_registry import detect
+
+from ringspan.contracts.blocks import ActiveBlocks
+from ringspan.contracts.dropout import Dropout
+from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.masks import Lengths, Mask, MaskCase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ringspan.contracts.backend import Problem
+
+__all__ = ["Sample", "Tensors", "device_of", "dropout_of", "fitted", "mask_of", "tensors_of"]
+
+_MOST_ELEMENTS = 2**28
+_MOST_ELEMENTS_ON_CPU = 2**24
+_SHARE_OF_FREE_MEMORY = 4
+_SHORTEST = 64
+_BLOCK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The shape of one launch: what times depend on beside the problem.
+
+    Example:
+        >>> Sample(tiles=4, query_length=2048, key_length=2048, heads=8).heads
+        8
+    """
+
+    tiles: int
+    query_length: int
+    key_length: int
+    heads: int
+    """Query heads of a tile."""
+
+    def __post_init__(self) -> None:
+        for name in ("tiles", "query_length", "key_length", "heads"):
+            value = getattr(self, name)
+            if value < 1:
+                raise InvalidArgument(name, expected="an integer >= 1", got=str(value))
+
+
+class Tensors(NamedTuple):
+    """The inputs of a launch, `[tiles, L, heads, D]`; ragged ones `[1, tiles * L, heads, D]`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    grad_out: Tensor
+
+
+def device_of(problem: Problem) -> torch.device:
+    """Where the problem is computed."""
+    info = problem.device_info
+    if info.type != problem.device or info.index is None:
+        return torch.device(problem.device)
+    return torch.device(problem.device, info.index)
+
+
+def fitted(sample: Sample, problem: Problem, device: torch.device) -> Sample:
+    """The sample, or a smaller one: all tensors take at most a quarter of the free memory.
+
+    Tiles are halved first, then heads; lengths only where a single head is too large.
+    """
+    most = _MOST_ELEMENTS_ON_CPU if device.type == "cpu" else _MOST_ELEMENTS
+    free = detect(device).memory_free
+    if free is not None:
+        most = min(most, free // _SHARE_OF_FREE_MEMORY // _widest(problem))
+    while _elements(sample, problem) > most:
+        smaller = _halved(sample, problem)
+        if smaller == sample:
+            break
+        sample = smaller
+    return sample
+
+
+def tensors_of(sample: Sample, problem: Problem, device: torch.device) -> Tensors:
+    """Normal random tensors, the same ones each time."""
+    draw = torch.Generator(device).manual_seed(0)
+    kv_heads = _kv_heads(sample, problem)
+    heads = kv_heads * problem.group_size
+    sizes = (
+        (sample.query_length, heads, problem.head_dim),
+        (sample.key_length, kv_heads, problem.head_dim),
+        (sample.key_length, kv_heads, problem.value_head_dim),
+        (sample.query_length, heads, problem.value_head_dim),
+    )
+    tensors = (
+        torch.randn(
+            (sample.tiles, *size),
+            generator=draw,
+            device=device,
+            dtype=getattr(torch, problem.dtype),
+        )
+        for size in sizes
+    )
+    return Tensors(*(x.flatten(0, 1)[None] if problem.ragged else x for x in tensors))
+
+
+def mask_of(sample: Sample, problem: Problem, device: torch.device, *, bands: bool) -> Mask:
+    """A mask of the problem's case: a triangle where the case can say one, a window for a band.
+
+    Args:
+        sample: for its lengths.
+        problem: for its case, its padding, its blocks and whether it is ragged.
+        device: of the tensors.
+        bands: whether bands may be said as such, else as an interval.
+
+    Raises:
+        InvalidArgument: a causal or block-sparse tile that is not square.
+    """
+    queries, keys = sample.query_length, sample.key_length
+    if (problem.mask is MaskCase.CAUSAL or problem.blocks) and queries != keys:
+        raise InvalidArgument("sample", expected="a square tile", got=f"{queries} x {keys}")
+    mask = _of_case(problem.mask, queries, keys, device)
+    if mask.case is MaskCase.BAND and not bands:
+        mask = mask.as_interval(queries, keys, device)
+    return replace(
+        mask,
+        key_seen=_padding(keys, device) if problem.key_padding else None,
+        blocks=_diagonal(keys) if problem.blocks else None,
+        lengths=_lengths(sample, device) if problem.ragged else None,
+    )
+
+
+def dropout_of(sample: Sample, problem: Problem, device: torch.device) -> Dropout:
+    """A tenth of all probabilities."""
+    heads = _kv_heads(sample, problem) * problem.group_size
+    return Dropout(
+        p=0.1,
+        seed=0,
+        batch=torch.arange(1 if problem.ragged else sample.tiles, device=device),
+        heads=torch.arange(heads, device=device),
+        query_positions=_positions(sample, sample.query_length, problem, device),
+        key_positions=_positions(sample, sample.key_length, problem, device),
+    )
+
+
+def _of_case(case: MaskCase, queries: int, keys: int, device: torch.device) -> Mask:
+    longer = keys - queries
+    if case is MaskCase.BAND:
+        return Mask(case, left=max(keys // 4, -longer), right=max(0, longer))
+    high = (torch.arange(1, queries + 1, device=device) + longer).clamp(0, keys)[None, None]
+    if case is MaskCase.INTERVAL:
+        return Mask(case, torch.zeros_like(high), high)
+    if case is MaskCase.BITMAP:
+        return Mask(case, seen=torch.arange(keys, device=device) < high[..., None])
+    return Mask(case)
+
+
+def _padding(keys: int, device: torch.device) -> Tensor:
+    """The last eighth."""
+    return (torch.arange(keys, device=device) < keys - keys // 8)[None, None]
+
+
+def _diagonal(length: int) -> ActiveBlocks:
+    """Each block sees itself and its neighbours."""
+    bounds = np.append(np.arange(0, length, _BLOCK), length)
+    count = len(bounds) - 1
+    near = np.abs(np.arange(count)[:, None] - np.arange(count)) <= 1
+    return ActiveBlocks(
+        bounds=bounds,
+        indptr=np.append(0, near.sum(axis=1).cumsum()),
+        indices=np.nonzero(near)[1],
+        bitmap=np.full(int(near.sum()), -1, dtype=np.int64),
+        bitmaps=np.zeros((0, _BLOCK, _BLOCK), dtype=np.bool_),
+    )
+
+
+def _lengths(sample: Sample, device: torch.device) -> Lengths:
+    tile = torch.arange(sample.tiles + 1, dtype=torch.int32, device=device)
+    return Lengths(
+        tile * sample.query_length,
+        tile * sample.key_length,
+        sample.query_length,
+        sample.key_length,
+    )
+
+
+def _positions(sample: Sample, length: int, problem: Problem, device: torch.device) -> Tensor:
+    rows = length * sample.tiles if problem.ragged else length
+    return torch.arange(rows, device=device)[None, None]
+
+
+def _kv_heads(sample: Sample, problem: Problem) -> int:
+    return max(1, sample.heads // problem.group_size)
+
+
+def _elements(sample: Sample, problem: Problem) -> int:
+    """Of all inputs, results and masks; gradients double the rows."""
+    kv_heads = _kv_heads(sample, problem)
+    rows = sample.query_length * kv_heads * problem.group_size + sample.key_length * kv_heads
+    width = problem.head_dim + problem.value_head_dim
+    passes = 2 if problem.needs_backward else 1
+    bitmap = problem.mask is MaskCase.BITMAP
+    return passes * sample.tiles * rows * width + bitmap * sample.query_length * sample.key_length
+
+
+def _widest(problem: Problem) -> int:
+    """Bytes of an element, in the dtype of gradients."""
+    dtype: torch.dtype = getattr(torch, problem.dtype)
+    return max(4, dtype.itemsize)
+
+
+def _halved(sample: Sample, problem: Problem) -> Sample:
+    if sample.tiles > 1:
+        return replace(sample, tiles=sample.tiles // 2)
+    kv_heads = _kv_heads(sample, problem)
+    if kv_heads > 1:
+        return replace(sample, heads=kv_heads // 2 * problem.group_size)
+    if max(sample.query_length, sample.key_length) <= _SHORTEST:
+        return sample
+    return replace(
+        sample,
+        query_length=max(1, sample.query_length // 2),
+        key_length=max(1, sample.key_length // 2),
+    )
