@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KernelPackage", "parameters"]
 
-_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?:(a|b|rc)(\d+))?")
+_VERSION = re.compile(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?(?:(a|b|rc)(\d+))?")
 _STAGES = {"a": -3, "b": -2, "rc": -1, None: 0}
 
 
@@ -62,12 +62,18 @@ class KernelPackage:
         version = self.version
         if not version or not (self.at_least or self.below):
             return ""
-        early = self.at_least and _order(version) < _order(self.at_least)
-        late = self.below and _order(version) >= _order(self.below)
-        if not (early or late):
+        early = bool(self.at_least) and _order(version) < _order(self.at_least)
+        if not early and not self._late(version):
             return ""
         ends = [f">={self.at_least}"] * bool(self.at_least) + [f"<{self.below}"] * bool(self.below)
         return f"{self.distribution} {version} (supported: {','.join(ends)})"
+
+    def _late(self, version: str) -> bool:
+        if not self.below:
+            return False
+        found, border = _order(version), _order(self.below)
+        # A beta of a version belongs to it, unless the border itself is a beta.
+        return found >= border or (border[3] == 0 and found[:3] == border[:3])
 
     def _not_importable(self) -> str:
         try:
@@ -118,4 +124,4 @@ def _order(version: str) -> tuple[int, ...]:
     if found is None:
         return (0,)
     major, minor, patch, stage, number = found.groups()
-    return (int(major), int(minor), int(patch or 0), _STAGES[stage], int(number or 0))
+    return (int(major), int(minor or 0), int(patch or 0), _STAGES[stage], int(number or 0))
