@@ -13,7 +13,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ringspan_registry import DeviceInfo, InvalidArgument, detect, detect_all, devices, nvml
+from ringspan_registry import (
+    DeviceInfo,
+    InvalidArgument,
+    detect,
+    detect_all,
+    devices,
+    nvml,
+    recommended_dtype,
+)
 
 UUIDS = ("11111111-aaaa", "22222222-bbbb")
 
@@ -44,6 +52,30 @@ def test_architectures_are_named_by_compute_capability(
     capability: tuple[int, int] | None, architecture: str
 ) -> None:
     assert DeviceInfo(type="cuda", compute_capability=capability).architecture == architecture
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [
+        ((6, 1), "float32"),
+        ((7, 0), "float16"),
+        ((7, 5), "float16"),
+        ((8, 0), "bfloat16"),
+        ((8, 9), "bfloat16"),
+        ((9, 0), "bfloat16"),
+        ((12, 1), "bfloat16"),
+        (None, "float32"),
+    ],
+)
+def test_the_recommended_dtype_is_what_the_tensor_cores_take(
+    capability: tuple[int, int] | None, dtype: str
+) -> None:
+    assert recommended_dtype(DeviceInfo(type="cuda", compute_capability=capability)) == dtype
+
+
+def test_float32_is_recommended_where_nothing_is_known_and_a_torch_device_is_detected() -> None:
+    assert recommended_dtype(DeviceInfo(type="xpu")) == "float32"
+    assert recommended_dtype("cpu") == recommended_dtype(torch.device("cpu")) == "float32"
 
 
 @given(st.sampled_from(["cpu", "mps", "xpu"]))

@@ -26,6 +26,7 @@ from ringspan_registry.errors import (
     ConfigurationError,
     InvalidArgument,
     PluginError,
+    RingspanError,
     UnknownProvider,
 )
 from ringspan_registry.evaluation import checked_priority, evaluate, faulted, probe
@@ -207,8 +208,8 @@ class Registry:
         kernels = dict.fromkeys(f"kernel {each.version}" for each in probed if each.version)
         return ", ".join((_distribution(offer), *kernels))
 
-    def unknown_names(self) -> tuple[UnknownProvider, ...]:
-        """What the settings name and no plugin offers: an error for the first name of each kind."""
+    def unknown_names(self) -> tuple[RingspanError, ...]:
+        """What `select` would raise for the names in the settings, at most one error per kind."""
         return tuple(error for kind in self._kinds for error in [self._unknown_name(kind)] if error)
 
     def measurements(self) -> MeasurementFile:
@@ -217,10 +218,10 @@ class Registry:
         chosen = default_path(self._group) if path is None else Path(path).expanduser()
         return MeasurementFile(chosen)
 
-    def _unknown_name(self, kind: str) -> UnknownProvider | None:
+    def _unknown_name(self, kind: str) -> RingspanError | None:
         try:
             self._check_names(kind, self._wish(kind, None))
-        except UnknownProvider as error:
+        except (ConfigurationError, UnknownProvider) as error:
             return error
         return None
 

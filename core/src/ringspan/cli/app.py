@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from ringspan.cli import demo, doctor, explain, generate, plot, plugin
+from ringspan.cli import autotune, demo, doctor, explain, generate, plot, plugin
 from ringspan.contracts.errors import RingspanError
 
 __all__ = ["app"]
@@ -78,6 +78,7 @@ def _options(
 
 app.command("doctor")(doctor.doctor)
 app.command("explain")(explain.explain)
+app.command("autotune")(autotune.autotune)
 app.add_typer(plot.app, name="plot")
 app.add_typer(plugin.app, name="plugin")
 app.command("demo")(demo.demo)

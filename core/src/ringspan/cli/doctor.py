@@ -25,7 +25,10 @@ __all__ = ["doctor", "table"]
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """This machine, every plugin found, and whether it is usable: the reason, and the remedy."""
+    """This machine, every plugin found, and whether it is usable: the reason, and the remedy.
+
+    Names in the settings that no plugin offers are told too.
+    """
     findings = _findings()
     if as_json:
         print_json(findings)
@@ -49,12 +52,22 @@ def _findings() -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": [_device(device) for device in devices],
         "settings": {key: dataclasses.asdict(settings.get(key)) for key in settings.keys},
+        "unknown_names": [str(error) for error in catalogue().unknown_names()],
+        "quarantined": [
+            {"kind": kind, "name": name, "reason": reason}
+            for (kind, name), reason in catalogue().quarantined().items()
+        ],
         "plugins": [_plugin(record, devices) for record in catalogue().plugins()],
     }
 
 
 def _device(device: DeviceInfo) -> dict[str, Any]:
-    return dataclasses.asdict(device) | {"architecture": device.architecture}
+    from ringspan_registry import recommended_dtype
+
+    return dataclasses.asdict(device) | {
+        "architecture": device.architecture,
+        "recommended_dtype": recommended_dtype(device),
+    }
 
 
 def _plugin(record: PluginRecord, devices: Sequence[DeviceInfo]) -> dict[str, Any]:
@@ -86,6 +99,11 @@ def _show(findings: dict[str, Any]) -> None:
         console.print(f"device {_device_line(device)}", markup=False)
     for key, setting in findings["settings"].items():
         console.print(f"{key} = {setting['value']!r} ({setting['source']})", markup=False)
+    for told in findings["unknown_names"]:
+        console.print(Text(f"warning: {told}", "yellow"))
+    for shut_out in findings["quarantined"]:
+        told = "quarantined: {kind} {name}: {reason}".format(**shut_out)
+        console.print(Text(told, "red"))
     console.print(table(findings["plugins"]))
 
 
@@ -107,6 +125,7 @@ def _device_line(device: dict[str, Any]) -> str:
         facts.append("NVLink")
     if device["mig"]:
         facts.append("MIG")
+    facts.append(f"recommended dtype {device['recommended_dtype']}")
     return ", ".join(fact for fact in facts if fact)
 
 
