@@ -31,7 +31,8 @@ SUITES: dict[str, type[Suite]] = {
 
 def rows(suite: type[Suite]) -> list[str]:
     """One row of a table for each standard test that `suite` adds."""
-    inherited = {name for base in suite.__bases__ for name in getattr(base, "standard", ())}
+    others = [other for other in SUITES.values() if other is not suite and issubclass(suite, other)]
+    inherited = {name for other in others for name in other.standard}
     return [
         f"| `{name}` | {(inspect.getdoc(test) or '').partition(chr(10))[0]} |"
         for name, test in suite.standard.items()

@@ -21,14 +21,13 @@ from ringspan.contracts import (
     axes_of,
 )
 from ringspan.testing import AttentionBackendSuite, GeometricOrderingSuite, OrderingSuite
-from ringspan.testing.suites.masks import visible
 from ringspan.testing.toy import Toy
+from ringspan.testing.toy_whole import ToyWhole
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from ringspan.contracts import Grads, TileOutput
-    from torch import Tensor
+    from ringspan.contracts import Grads
 
 
 class ForwardOnly(Toy):
@@ -53,31 +52,6 @@ class Narrow(Toy):
         strided=False,
         deterministic=False,
     )
-
-
-class Whole(Toy):
-    """A kernel that takes block-sparse work whole."""
-
-    name: ClassVar[str] = "whole"
-    capabilities: ClassVar[Capabilities] = replace(Toy.capabilities, blocks=True)
-
-    def forward(self, query: Tensor, key: Tensor, *args: Any, **options: Any) -> TileOutput:
-        return super().forward(query, key, *args, **as_bitmap(query, key, options))
-
-    def backward(
-        self, grad_out: Tensor, query: Tensor, key: Tensor, *args: Any, **options: Any
-    ) -> Grads:
-        options = as_bitmap(query, key, options)
-        return super().backward(grad_out, query, key, *args, **options)
-
-
-def as_bitmap(query: Tensor, key: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    mask = options["mask"]
-    if mask.blocks is None:
-        return options
-    seen = visible(mask, query.shape[1], key.shape[1])
-    mask = replace(mask, case=MaskCase.BITMAP, seen=seen.to(query.device), blocks=None)
-    return options | {"mask": mask}
 
 
 class Scattered(Ordering):
@@ -137,10 +111,10 @@ class TestNarrow(AttentionBackendSuite):
         return Narrow()
 
 
-class TestWhole(AttentionBackendSuite):
+class TestToyWhole(AttentionBackendSuite):
     @pytest.fixture
     def backend(self) -> AttentionBackend:
-        return Whole()
+        return ToyWhole()
 
 
 class TestScattered(OrderingSuite):

@@ -204,7 +204,8 @@ def _seen_by_blocks(blocks: ActiveBlocks) -> np.ndarray:
     longest, count = int(lengths.max()), len(lengths)
     nothing, everything = len(blocks.bitmaps), len(blocks.bitmaps) + 1
     bitmaps = np.zeros((everything + 1, longest, longest), dtype=bool)
-    bitmaps[:nothing] = blocks.bitmaps[:, :longest, :longest]
+    if nothing:
+        bitmaps[:nothing] = blocks.bitmaps[:, :longest, :longest]
     bitmaps[everything] = True
     number = np.full((count, count), nothing)
     query_block = np.repeat(np.arange(count), np.diff(blocks.indptr))

@@ -16,11 +16,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringspan.contracts import AttentionBackend, DeviceInfo, MaskCase, Provider
-from ringspan.testing.suites.provider import ProviderSuite, steady
+from ringspan.contracts import AttentionBackend, DeviceInfo, MaskCase, Task
+from ringspan.testing.suites.backend import each_dtype, each_mask
+from ringspan.testing.suites.branch import BranchSuite
+from ringspan.testing.suites.moves import MoveSuite
+from ringspan.testing.suites.provider import steady
 from ringspan.testing.suites.tiles import NAMES, STRIDES, Tile, wide
 from ringspan.testing.suites.trial import (
-    DTYPES,
     HEAD_DIMS,
     Trial,
     all_memory,
@@ -38,15 +40,18 @@ if TYPE_CHECKING:
 __all__ = ["AttentionBackendSuite"]
 
 LENGTHS = ((1, 1), (1, 192), (192, 1), (64, 64), (65, 33), (192, 320), (320, 192))
+RAGGED = {
+    "one": ((5, 3),),
+    "uneven": ((1, 1), (17, 9), (3, 20), (20, 16), (1, 5)),
+    "single rows": ((1, 1),) * 9,
+}
 
-each_mask = pytest.mark.parametrize("mask", sorted(set(MaskCase) - {MaskCase.BAND}), ids=str)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 with_and_without_padding = pytest.mark.parametrize(
     "key_padding", [False, True], ids=["no padding", "key padding"]
 )
 
 
-class AttentionBackendSuite(ProviderSuite, published=True):
+class AttentionBackendSuite(BranchSuite, MoveSuite, published=True):
     """Subclass it and say, in a fixture, what is tested; pytest finds the tests.
 
     What computes runs on every device of this machine that the backend can use. A backend with
@@ -58,28 +63,6 @@ class AttentionBackendSuite(ProviderSuite, published=True):
         ...     def backend(self):
         ...         return Mine()
     """
-
-    @pytest.fixture
-    def backend(self) -> AttentionBackend:
-        """The backend under test."""
-        raise NotImplementedError(f"{type(self).__name__} needs a fixture `backend`")
-
-    @pytest.fixture
-    def provider(self, backend: AttentionBackend) -> Provider:
-        """The same, for the tests of all kinds."""
-        return backend
-
-    @pytest.fixture
-    def trial(self, backend: AttentionBackend, device: DeviceInfo, verdict: Verdict) -> Trial:
-        """The backend on a device of this machine."""
-        return Trial(backend, device, verdict)
-
-    @pytest.fixture
-    def tile(self, trial: Trial) -> Tile:
-        """A tile that the backend serves: what a test changes in it is what the test is about."""
-        accepted = trial.accepted()
-        assert accepted, f"usable here, yet it refuses every tile: {trial.reasons(Tile())}"
-        return accepted
 
     # What is declared
 
@@ -94,6 +77,8 @@ class AttentionBackendSuite(ProviderSuite, published=True):
         assert declared.masks
         assert declared.masks <= set(MaskCase)
         assert declared.head_dims.minimum >= 1
+        assert {Task.ATTEND} <= declared.tasks <= set(Task)
+        assert MaskCase.FULL in declared.masks or not (declared.blocks or declared.ragged)
 
     @pytest.mark.parametrize("head_dim", [*HEAD_DIMS, 7, 4096])
     def test_every_declared_limit_is_among_the_reasons(
@@ -142,6 +127,15 @@ class AttentionBackendSuite(ProviderSuite, published=True):
         """One row, `64 + 128 k` rows, more queries than keys and fewer."""
         alone = replace(tile, mask=mask, batch=1, seed=1)
         trial.exact_or_refused(replace(alone, query_length=queries, key_length=keys))
+
+    @pytest.mark.parametrize("wider", [(0, 0), (3, 0), (0, 3), (17, 5), (1000, 1000)], ids=str)
+    @pytest.mark.parametrize(("queries", "keys"), [(48, 48), (50, 19), (19, 50), (1, 9), (9, 1)])
+    def test_bands_of_any_width_are_exact_or_refused(
+        self, trial: Trial, tile: Tile, queries: int, keys: int, wider: tuple[int, int]
+    ) -> None:
+        """From the narrowest that shows every query a key to one that hides nothing."""
+        band = replace(tile, mask=MaskCase.BAND, band=wider, query_length=queries, key_length=keys)
+        trial.exact_or_refused(band)
 
     @each_mask
     @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -211,6 +205,36 @@ class AttentionBackendSuite(ProviderSuite, published=True):
         whole = replace(tile, mask=MaskCase.FULL, blocks=True, dtype=dtype, query_length=length)
         trial.exact_or_refused(replace(whole, **modes))
 
+    @each_dtype
+    @pytest.mark.parametrize("mask", [MaskCase.FULL, MaskCase.CAUSAL], ids=str)
+    @pytest.mark.parametrize("lengths", RAGGED.values(), ids=RAGGED)
+    def test_tiles_of_many_lengths_in_one_call_are_exact_or_refused(
+        self,
+        trial: Trial,
+        tile: Tile,
+        lengths: tuple[tuple[int, int], ...],
+        mask: MaskCase,
+        dtype: str,
+    ) -> None:
+        """One after the other in a single batch entry; none sees anything of another."""
+        trial.exact_or_refused(replace(tile, mask=mask, ragged=lengths, dtype=dtype))
+
+    @pytest.mark.parametrize("mask", [MaskCase.FULL, MaskCase.CAUSAL], ids=str)
+    @pytest.mark.parametrize(
+        "modes",
+        [
+            *({"key_padding": True}, {"dropout_p": 0.3}, {"group_size": 3}),
+            *({"strides": strides} for strides in STRIDES[1:]),
+        ],
+        ids=str,
+    )
+    def test_tiles_of_many_lengths_have_every_mode(
+        self, trial: Trial, tile: Tile, mask: MaskCase, modes: dict[str, Any]
+    ) -> None:
+        """Padding, dropout, shared heads and strides, along all tiles together."""
+        ragged = replace(tile, mask=mask, ragged=RAGGED["uneven"], seed=5)
+        trial.exact_or_refused(replace(ragged, **modes))
+
     @each_mask
     @pytest.mark.parametrize("strides", STRIDES)
     @pytest.mark.parametrize("wider", [0, 17])
@@ -242,13 +266,14 @@ class AttentionBackendSuite(ProviderSuite, published=True):
         """One key takes it all, and exponentials under- and overflow."""
         trial.exact_or_refused(replace(tile, mask=mask, largest_score=largest_score))
 
-    @pytest.mark.parametrize("mask", [MaskCase.INTERVAL, MaskCase.BITMAP], ids=str)
+    @pytest.mark.parametrize("mask", [MaskCase.INTERVAL, MaskCase.BAND, MaskCase.BITMAP], ids=str)
     @each_dtype
     def test_a_hidden_key_with_a_huge_score_contributes_nothing(
         self, trial: Trial, tile: Tile, mask: MaskCase, dtype: str
     ) -> None:
         """Each row sees one key of score -10,000 beside hidden ones of 10,000."""
-        operands = trial.operands(replace(tile, mask=mask, dtype=dtype, query_length=28))
+        square = replace(tile, mask=mask, dtype=dtype, query_length=28, key_length=28)
+        operands = trial.operands(square)
         if operands is not None:
             operands = beside_huge_scores(operands, mask)
             trial.exact(operands, operands.results(trial.backend))

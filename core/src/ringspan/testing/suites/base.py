@@ -29,9 +29,15 @@ class Suite:
 
     def __init_subclass__(cls, *, published: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        standard = {
+            name: test
+            for base in cls.__bases__
+            if issubclass(base, Suite)
+            for name, test in base.standard.items()
+        }
         if published:
-            own = {name: value for name, value in vars(cls).items() if name.startswith("test_")}
-            cls.standard = MappingProxyType({**cls.standard, **own})
+            standard |= {name: test for name, test in vars(cls).items() if name.startswith("test_")}
+        cls.standard = MappingProxyType(standard)
 
 
 class Departure(NamedTuple):

@@ -10,11 +10,21 @@ import numpy as np
 import torch
 
 from ringspan.contracts import ActiveBlocks, Mask, MaskCase
+from ringspan.contracts.masks import Lengths
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["drawn_blocks", "drawn_mask", "drawn_padding", "placed", "restricted", "visible"]
+__all__ = [
+    "banded",
+    "drawn_blocks",
+    "drawn_mask",
+    "drawn_padding",
+    "placed",
+    "restricted",
+    "stretches",
+    "visible",
+]
 
 
 def drawn_mask(case: MaskCase, shape: tuple[int, ...], keys: int, draw: torch.Generator) -> Mask:
@@ -31,6 +41,12 @@ def drawn_mask(case: MaskCase, shape: tuple[int, ...], keys: int, draw: torch.Ge
         seen[..., 0] = False
         return Mask(case, seen=seen)
     return Mask(case)
+
+
+def banded(queries: int, keys: int, wider: tuple[int, int]) -> Mask:
+    """The narrowest band that shows every query a key, made wider to its left and right."""
+    left, right = max(0, queries - keys), max(0, keys - queries)
+    return Mask(MaskCase.BAND, left=left + wider[0], right=right + wider[1])
 
 
 def drawn_padding(shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
@@ -60,6 +76,16 @@ def drawn_blocks(length: int, draw: torch.Generator) -> ActiveBlocks:
     )
 
 
+def stretches(tiles: tuple[tuple[int, int], ...], device: torch.device) -> Lengths:
+    """Where tiles of so many queries and keys lie, one after the other."""
+    queries, keys = ([lengths[side] for lengths in tiles] for side in (0, 1))
+    query_bounds, key_bounds = (
+        torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+        for lengths in (queries, keys)
+    )
+    return Lengths(query_bounds, key_bounds, max(queries), max(keys))
+
+
 def placed(mask: Mask, device: torch.device, *, turned: bool) -> Mask:
     """The mask on a device; `turned`: with the first axis fastest in memory."""
 
@@ -81,8 +107,13 @@ def placed(mask: Mask, device: torch.device, *, turned: bool) -> Mask:
 def visible(mask: Mask, queries: int, keys: int) -> Tensor:
     """bool on the CPU, broadcasts to `[B, H, Lq, Lk]`; padding is left to the caller."""
     key = torch.arange(keys)
+    if mask.lengths is not None:
+        return _visible_stretches(mask, mask.lengths)
     if mask.blocks is not None:
         return _visible_blocks(mask.blocks)
+    if mask.case is MaskCase.BAND:
+        row = torch.arange(queries)[:, None]
+        return (row - mask.left <= key) & (key <= row + mask.right)
     if mask.case is MaskCase.CAUSAL:
         return key <= torch.arange(queries)[:, None]
     if mask.case is MaskCase.INTERVAL and mask.low is not None and mask.high is not None:
@@ -90,6 +121,16 @@ def visible(mask: Mask, queries: int, keys: int) -> Tensor:
     if mask.case is MaskCase.BITMAP and mask.seen is not None:
         return mask.seen.cpu()
     return torch.ones(queries, keys, dtype=torch.bool)
+
+
+def _visible_stretches(mask: Mask, lengths: Lengths) -> Tensor:
+    """What the mask without its lengths says within each tile, and nothing between tiles."""
+    alone = replace(mask, lengths=None)
+    queries, keys = lengths.query_bounds.tolist(), lengths.key_bounds.tolist()
+    seen = torch.zeros(queries[-1], keys[-1], dtype=torch.bool)
+    for (first, last), (start, end) in zip(pairwise(queries), pairwise(keys), strict=True):
+        seen[first:last, start:end] = visible(alone, last - first, end - start)
+    return seen
 
 
 def _visible_blocks(blocks: ActiveBlocks) -> Tensor:
@@ -104,8 +145,16 @@ def _visible_blocks(blocks: ActiveBlocks) -> Tensor:
     return seen
 
 
-def restricted(mask: Mask, keys: slice, case: MaskCase) -> Mask:
-    """The mask over some of the keys; `case` is what it is there."""
+def restricted(mask: Mask, rows: slice, keys: slice, case: MaskCase) -> Mask:
+    """The mask over some of the rows and keys; `case` is what it is there.
+
+    Of a band these are rows of which the first sees the first key, and the last one the last.
+    """
+    if case is MaskCase.BAND:
+        shift = keys.start - rows.start
+        part_seen = None if mask.key_seen is None else mask.key_seen[..., keys]
+        left, right = mask.left + shift, mask.right - shift
+        return Mask(case, key_seen=part_seen, left=left, right=right)
 
     def bound(x: Tensor | None) -> Tensor | None:
         return None if x is None else (x - keys.start).clamp(0, keys.stop - keys.start)

@@ -13,11 +13,13 @@ from ringspan.testing.accuracy import Yardstick, yardstick
 from ringspan.testing.formula import Extras
 from ringspan.testing.suites.devices import torch_device
 from ringspan.testing.suites.masks import (
+    banded,
     drawn_blocks,
     drawn_mask,
     drawn_padding,
     placed,
     restricted,
+    stretches,
     visible,
 )
 
@@ -45,12 +47,17 @@ class Tile:
     head_dim: int = 16
     value_head_dim: int = 16
     mask: MaskCase = MaskCase.FULL
+    band: tuple[int, int] | None = None
+    """How much wider than it must be a band is to its left and right; None: drawn."""
     mask_axes: str = "BHL"
     """Which of batch, heads and queries have masks of their own; the others share one."""
     dtype: str = "float32"
     strides: str = "contiguous"
     blocks: bool = False
     """Whether it is block-sparse work, taken whole: a full mask with active blocks."""
+    ragged: tuple[tuple[int, int], ...] = ()
+    """Queries and keys of tiles of many lengths; `batch`, `query_length` and `key_length` are then
+    ignored."""
     key_padding: bool = False
     dropout_p: float = 0.0
     largest_score: float = 3.0
@@ -83,11 +90,24 @@ class Tile:
             key_padding=self.key_padding,
             dropout=self.dropout_p > 0,
             blocks=self.blocks,
+            ragged=bool(self.ragged),
             device_info=device,
         )
 
     def operands(self, device: DeviceInfo) -> Operands:
         """Its tensors on `device`: normal, the same ones for the same tile."""
+        if self.ragged:
+            return self._joined()._operands(device)
+        return self._operands(device)
+
+    def _joined(self) -> Tile:
+        """Tiles of many lengths as one batch entry; those that are causal have a key per query."""
+        causal = self.mask is MaskCase.CAUSAL
+        tiles = tuple((queries, queries if causal else keys) for queries, keys in self.ragged)
+        queries, keys = (sum(tile[side] for tile in tiles) for side in (0, 1))
+        return replace(self, batch=1, query_length=queries, key_length=keys, ragged=tiles)
+
+    def _operands(self, device: DeviceInfo) -> Operands:
         where = torch_device(device)
         draw = torch.Generator().manual_seed(self.seed)
 
@@ -112,8 +132,13 @@ class Tile:
         return self.largest_score / (3 * root) if self.scale is None else self.scale
 
     def _mask(self, draw: torch.Generator, device: torch.device) -> Mask:
-        if self.blocks:
+        if self.ragged:
+            mask = Mask(self.mask, lengths=stretches(self.ragged, device))
+        elif self.blocks:
             mask = Mask(MaskCase.FULL, blocks=drawn_blocks(self.keys, draw))
+        elif self.mask is MaskCase.BAND:
+            wider = self.band or _drawn_width(self.keys, draw)
+            mask = banded(self.query_length, self.keys, wider)
         else:
             sizes = (("B", self.batch), ("H", self.heads), ("L", self.query_length))
             shape = tuple(size if axis in self.mask_axes else 1 for axis, size in sizes)
@@ -166,13 +191,13 @@ class Operands:
 
     def forward(self, backend: AttentionBackend) -> TileOutput:
         """What the backend makes of them."""
-        return backend.forward(self.query, self.key, self.value, **self._options())
+        return backend.forward(self.query, self.key, self.value, **self._options(backend))
 
     def backward(self, backend: AttentionBackend, out: Tensor, lse: Tensor) -> Grads:
         """Its gradients for a final `out` and `lse`; rows that saw no key have `lse = +inf`."""
         final = lse.masked_fill(lse == -torch.inf, torch.inf)
         given = (self.grad_out, self.query, self.key, self.value, out, final)
-        return backend.backward(*given, **self._options())
+        return backend.backward(*given, **self._options(backend))
 
     def results(self, backend: AttentionBackend) -> dict[str, Tensor]:
         """By name: `out` and `lse`, and the gradients of a backend that has a backward."""
@@ -216,7 +241,8 @@ class Operands:
     def halves(self) -> Iterator[tuple[slice, slice, Operands]]:
         """The same tiles as parts that see half of the keys each, with their rows and keys.
 
-        A causal triangle falls into two triangles and the square between them.
+        A causal triangle falls into two triangles and the square between them, a band into two
+        bands of the rows that see any of the keys.
         """
         queries, keys = slice(None), self.key.shape[1]
         cut = (keys + 1) // 2
@@ -225,6 +251,11 @@ class Operands:
             yield first, first, self._part(first, first, MaskCase.CAUSAL)
             yield second, first, self._part(second, first, MaskCase.FULL)
             yield second, second, self._part(second, second, MaskCase.CAUSAL)
+        elif self.mask.case is MaskCase.BAND:
+            upper = slice(0, min(self.query.shape[1], cut + self.mask.left))
+            lower = slice(max(0, cut - self.mask.right), self.query.shape[1])
+            yield upper, first, self._part(upper, first, MaskCase.BAND)
+            yield lower, second, self._part(lower, second, MaskCase.BAND)
         else:
             for half in (first, second):
                 yield queries, half, self._part(queries, half, self.mask.case)
@@ -236,7 +267,7 @@ class Operands:
             self.key[at_keys],
             self.value[at_keys],
             self.grad_out[at_rows],
-            restricted(self.mask, keys, case),
+            restricted(self.mask, rows, keys, case),
             self.scale,
             None
             if self.dropout is None
@@ -247,8 +278,11 @@ class Operands:
             ),
         )
 
-    def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"mask": self.mask, "scale": self.scale}
+    def _options(self, backend: AttentionBackend) -> dict[str, Any]:
+        mask = self.mask
+        if mask.case is MaskCase.BAND and mask.case not in backend.capabilities.masks:
+            mask = mask.as_interval(self.query.shape[1], self.key.shape[1], self.query.device)
+        options: dict[str, Any] = {"mask": mask, "scale": self.scale}
         return options if self.dropout is None else options | {"dropout": self.dropout}
 
     def _kept(self) -> Tensor:
@@ -263,6 +297,11 @@ class Operands:
             given.key_positions.cpu(),
         )
         return keep.expand(batch, heads, queries, self.key.shape[1])
+
+
+def _drawn_width(keys: int, draw: torch.Generator) -> tuple[int, int]:
+    left, right = (int(torch.randint(keys // 2 + 1, (), generator=draw)) for _ in "lr")
+    return left, right
 
 
 def strided(x: Tensor, style: str) -> Tensor:

@@ -78,7 +78,6 @@ class Trial:
             for head_dim in sorted(HEAD_DIMS, key=lambda head_dim: abs(head_dim - 16))
             for dtype in DTYPES
             for mask in MaskCase
-            if mask is not MaskCase.BAND
         )
         return next((tile for tile in wishes if not self.reasons(tile)), None)
 
@@ -122,12 +121,15 @@ def beside_huge_scores(operands: Operands, case: MaskCase) -> Operands:
     key = torch.full_like(operands.key, 50.0)
     key[:, ::2] = -50.0
     count, device = key.shape[1], key.device
-    even = torch.arange(operands.query.shape[1], device=device) // 2 * 2
-    if case is MaskCase.INTERVAL:
+    row = torch.arange(operands.query.shape[1], device=device)
+    query, even = torch.full_like(operands.query, 50.0), row // 2 * 2
+    if case is MaskCase.BAND:
+        mask = Mask(case)
+        query[:, 1::2] = -50.0
+    elif case is MaskCase.INTERVAL:
         mask = Mask(case, low=even, high=even + 1)
     else:
         mask = Mask(case, seen=torch.arange(count, device=device) == even[:, None])
-    query = torch.full_like(operands.query, 50.0)
     return replace(operands, query=query, key=key, mask=mask, scale=4 / query.shape[-1])
 
 
@@ -163,10 +165,15 @@ def deterministic(backend: AttentionBackend, *, poisoned: bool) -> Iterator[None
 def tiles(draw: st.DrawFn, backend: AttentionBackend) -> Tile:
     """Tiles of the kinds that a backend declares, everything varied at once."""
     declared = backend.capabilities
+    masks = sorted(mask for mask in MaskCase if declared.takes(mask))
     dims = [dim for dim in range(1, 97) if dim in declared.head_dims]
     head_dim = draw(st.sampled_from(dims or [declared.head_dims.minimum]))
     other = draw(st.sampled_from(dims or [head_dim]))
-    whole = declared.blocks and MaskCase.FULL in declared.masks and draw(st.booleans())
+    whole = declared.blocks and MaskCase.FULL in masks and draw(st.booleans())
+    ragged = declared.ragged and not whole and draw(st.booleans())
+    if ragged:
+        masks = sorted({MaskCase.FULL, MaskCase.CAUSAL} & set(masks))
+    length = st.integers(1, 20)
     return Tile(
         batch=draw(st.integers(1, 3)),
         query_length=draw(st.integers(1, 70)),
@@ -175,8 +182,11 @@ def tiles(draw: st.DrawFn, backend: AttentionBackend) -> Tile:
         group_size=draw(st.integers(1, 3)) if declared.gqa else 1,
         head_dim=head_dim,
         value_head_dim=other if declared.value_head_dim_differs else head_dim,
-        mask=MaskCase.FULL if whole else draw(st.sampled_from(sorted(declared.masks))),
+        mask=MaskCase.FULL if whole else draw(st.sampled_from(masks)),
         blocks=whole,
+        ragged=tuple(
+            draw(st.lists(st.tuples(length, length), min_size=ragged, max_size=4 * ragged))
+        ),
         mask_axes=draw(st.sampled_from(("", "L", "B", "BL", "HL", "BHL"))),
         dtype=draw(st.sampled_from([x for x in DTYPES if x in declared.dtypes])),
         strides=draw(st.sampled_from(STRIDES)),
