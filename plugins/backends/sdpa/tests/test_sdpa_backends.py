@@ -22,7 +22,14 @@ from ringspan.contracts import (
 from ringspan.testing import AttentionBackendSuite, assert_exact
 from ringspan.testing.suites.tiles import NAMES, Operands, Tile
 from ringspan.testing.suites.trial import tiles
-from ringspan_sdpa import SdpaCpu, SdpaCudnn, SdpaEfficient, SdpaFlash, pieces
+from ringspan_sdpa import (
+    SdpaCpu,
+    SdpaCudnn,
+    SdpaEfficient,
+    SdpaEfficientBias,
+    SdpaFlash,
+    pieces,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -55,6 +62,12 @@ class TestSdpaEfficient(AttentionBackendSuite):
     @pytest.fixture
     def backend(self) -> AttentionBackend:
         return SdpaEfficient()
+
+
+class TestSdpaEfficientBias(AttentionBackendSuite):
+    @pytest.fixture
+    def backend(self) -> AttentionBackend:
+        return SdpaEfficientBias()
 
 
 def check(operands: Operands) -> None:

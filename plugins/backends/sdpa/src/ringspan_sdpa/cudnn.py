@@ -94,7 +94,7 @@ class SdpaCudnn(CudaKernel):
         single = key.shape[1] == 1
         if single:
             key, value, lse = _twice(key), _twice(value), lse + math.log(2)
-        seed = offset = torch.zeros((), dtype=torch.int64, device=query.device)
+        seed = offset = torch.empty((), dtype=torch.int64, device=query.device)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
             grad_out.transpose(1, 2),
             query.transpose(1, 2),

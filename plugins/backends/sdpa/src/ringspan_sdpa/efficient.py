@@ -17,6 +17,8 @@ from ringspan.contracts import (
 )
 from ringspan.contracts.adapters.cuda import CudaKernel
 
+from ringspan_sdpa.cutlass import cutlass_backward, cutlass_forward
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -25,16 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SdpaEfficient"]
 
-NO_MASK, CAUSAL_FROM_TOP_LEFT = 0, 1
-LSE_MULTIPLE = 32
-"""The kernel stores a log-sum-exp for this many rows at a time."""
-
 
 class SdpaEfficient(CudaKernel):
     """`aten::_efficient_attention_forward` and `_backward`: float32 too, and old GPUs.
 
-    The kernel has no grouped heads: keys and values are repeated, and their gradients summed in
-    float32. Its backward reads `out` as contiguous.
+    Its windows are causal only, and their backward is not trusted by those who wrote it, so it
+    takes no bands.
     """
 
     name: ClassVar[str] = "sdpa-efficient"
@@ -46,6 +44,7 @@ class SdpaEfficient(CudaKernel):
         compute_capabilities=((5, 0), (12, 1)),
         value_head_dim_differs=True,
         gqa=True,
+        ragged=True,
     )
     trial_dtype: ClassVar[torch.dtype] = torch.float32
 
@@ -74,23 +73,9 @@ class SdpaEfficient(CudaKernel):
         mask: Mask,
         scale: float,
     ) -> TileOutput:
-        """The log-sum-exp comes with its rows rounded up, and is cut."""
-        group = query.shape[2] // key.shape[2]
-        out, lse, *_ = torch.ops.aten._efficient_attention_forward(
-            query,
-            _repeated(key, group),
-            _repeated(value, group),
-            None,
-            None,
-            None,
-            None,
-            None,
-            0.0,
-            CAUSAL_FROM_TOP_LEFT if mask.case is MaskCase.CAUSAL else NO_MASK,
-            True,
-            scale=scale,
-        )
-        return TileOutput(out, lse[..., : query.shape[1]].contiguous())
+        """The operator for tiles of one length, or of many."""
+        causal = mask.case is MaskCase.CAUSAL
+        return cutlass_forward(query, key, value, causal=causal, scale=scale, lengths=mask.lengths)
 
     def kernel_backward(
         self,
@@ -104,38 +89,7 @@ class SdpaEfficient(CudaKernel):
         mask: Mask,
         scale: float,
     ) -> Grads:
-        """Rows that fill up the log-sum-exp are +inf, so that their weights are zero."""
-        group = query.shape[2] // key.shape[2]
-        filled = torch.nn.functional.pad(lse, (0, -lse.shape[-1] % LSE_MULTIPLE), value=torch.inf)
-        # Without dropout the state of the random generator is not read.
-        seed = offset = torch.zeros((), dtype=torch.int64)
-        dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
-            grad_out,
-            query,
-            _repeated(key, group),
-            _repeated(value, group),
-            None,
-            out.contiguous(),
-            None,
-            None,
-            query.shape[1],
-            key.shape[1],
-            filled,
-            0.0,
-            seed,
-            offset,
-            CAUSAL_FROM_TOP_LEFT if mask.case is MaskCase.CAUSAL else NO_MASK,
-            False,
-            scale=scale,
-            # Several splits of the keys add to the query's gradient in any order.
-            num_splits_key=1 if torch.are_deterministic_algorithms_enabled() else None,
-        )
-        return Grads(dq, _summed(dk, group), _summed(dv, group))
-
-
-def _repeated(x: Float[Tensor, "B L Hkv D"], group: int) -> Float[Tensor, "B L H D"]:
-    return x if group == 1 else x.repeat_interleave(group, dim=2)
-
-
-def _summed(x: Float[Tensor, "B L H D"], group: int) -> Float[Tensor, "B L Hkv D"]:
-    return x if group == 1 else torch.unflatten(x, 2, (-1, group)).sum(3, dtype=torch.float32)
+        """Likewise."""
+        tensors = (grad_out, query, key, value, out, lse)
+        causal = mask.case is MaskCase.CAUSAL
+        return cutlass_backward(*tensors, causal=causal, scale=scale, lengths=mask.lengths)

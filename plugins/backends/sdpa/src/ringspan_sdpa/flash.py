@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -27,7 +28,7 @@ __all__ = ["SdpaFlash"]
 
 
 class SdpaFlash(CudaKernel):
-    """`aten::_flash_attention_forward` and `_backward`, dense.
+    """`aten::_flash_attention_forward` and `_backward`, for tiles of one length and of many.
 
     Limits are those of PyTorch's own dispatcher (`sdp_utils.cpp`); the query's gradient is
     summed by atomics, so the backward is declared not deterministic.
@@ -37,11 +38,12 @@ class SdpaFlash(CudaKernel):
     capabilities: ClassVar[Capabilities] = Capabilities(
         devices=frozenset({"cuda"}),
         dtypes=frozenset({"bfloat16", "float16"}),
-        masks=frozenset({MaskCase.FULL, MaskCase.CAUSAL}),
+        masks=frozenset({MaskCase.FULL, MaskCase.CAUSAL, MaskCase.BAND}),
         head_dims=HeadDims(1, 256),
         compute_capabilities=((8, 0), (12, 1)),
         value_head_dim_differs=True,
         gqa=True,
+        ragged=True,
         deterministic=False,
     )
 
@@ -76,21 +78,19 @@ class SdpaFlash(CudaKernel):
         mask: Mask,
         scale: float,
     ) -> TileOutput:
-        """Without cumulative lengths the operator is dense and its log-sum-exp `[B, H, Lq]`."""
+        """With cumulative lengths the operator takes rows without a batch, and so its results."""
+        call = _Call.of(mask, query.shape[1], key.shape[1])
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            query,
-            key,
-            value,
-            None,
-            None,
-            query.shape[1],
-            key.shape[1],
+            *call.rows(query, key, value),
+            *call.lengths,
             0.0,
-            mask.case is MaskCase.CAUSAL,
+            call.causal,
             False,
             scale=scale,
+            window_size_left=call.left,
+            window_size_right=call.right,
         )
-        return TileOutput(out, lse)
+        return TileOutput(*call.tiles(out, lse))
 
     def kernel_backward(
         self,
@@ -104,24 +104,54 @@ class SdpaFlash(CudaKernel):
         mask: Mask,
         scale: float,
     ) -> Grads:
-        """The state of the random generator is not read without dropout: any tensor will do."""
-        rng_state = torch.zeros(2, dtype=torch.uint64, device=query.device)
-        unused = torch.zeros((), dtype=torch.uint64, device=query.device)
-        dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            grad_out,
-            query,
-            key,
-            value,
-            out,
-            lse,
-            None,
-            None,
-            query.shape[1],
-            key.shape[1],
+        """The state of the random generator is not read without dropout: any tensors will do."""
+        call = _Call.of(mask, query.shape[1], key.shape[1])
+        rng_state = torch.empty(2, dtype=torch.uint64, device=query.device)
+        unused = torch.empty((), dtype=torch.uint64, device=query.device)
+        grads = torch.ops.aten._flash_attention_backward(
+            *call.rows(grad_out, query, key, value, out, lse),
+            *call.lengths,
             0.0,
-            mask.case is MaskCase.CAUSAL,
+            call.causal,
             rng_state,
             unused,
             scale=scale,
+            window_size_left=call.left,
+            window_size_right=call.right,
         )
-        return Grads(dq, dk, dv)
+        return Grads(*call.tiles(*grads))
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What both operators are told about a mask."""
+
+    lengths: tuple[Tensor | None, Tensor | None, int, int]
+    """Cumulative lengths of queries and of keys where there are many, and the longest."""
+    causal: bool
+    left: int | None
+    right: int | None
+
+    @classmethod
+    def of(cls, mask: Mask, queries: int, keys: int) -> _Call:
+        """A band is said from the last query and key on, where the kernel's diagonal ends."""
+        causal = mask.case is MaskCase.CAUSAL
+        if mask.lengths is not None:
+            given = mask.lengths
+            # A longest of one makes the kernel lay out grouped heads, and their log-sum-exp, as
+            # rows; it only has to be long enough.
+            longest = max(given.query_longest, 2)
+            lengths = (given.query_bounds, given.key_bounds, longest, given.key_longest)
+            return cls(lengths, causal, None, None)
+        dense = (None, None, queries, keys)
+        if mask.case is not MaskCase.BAND:
+            return cls(dense, causal, None, None)
+        return cls(dense, False, mask.left + keys - queries, mask.right - (keys - queries))
+
+    def rows(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Without the batch of one that tiles of many lengths have."""
+        return tensors if self.lengths[0] is None else tuple(x[0] for x in tensors)
+
+    def tiles(self, *results: Tensor) -> tuple[Tensor, ...]:
+        """The other way round."""
+        return results if self.lengths[0] is None else tuple(x[None] for x in results)
