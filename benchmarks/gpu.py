@@ -1,22 +1,26 @@
-"""Accuracy, rings and overhead on a CUDA device, offline; results as JSON.
+"""Conformance, accuracy, steps, rings and speed on a CUDA device, offline; results as JSON.
 
-    python benchmarks/gpu.py [--quick] [--configurations 40] [--device cuda:1] [--out DIR]
+    python benchmarks/gpu.py [--quick] [--parts steps kernels] [--device cuda:1] [--out DIR]
     python benchmarks/gpu.py --device cpu [--out DIR]      tries the harness itself
 
-Needs Python 3.11 or newer and torch 2.11 or newer; neither Ringspan nor pytest need be installed.
-Whatever else is missing is taken from `.gpu-wheels/`; see `benchmarks/results/README.md`.
+Needs Python 3.11 or newer and torch 2.11 or newer; Ringspan need not be installed. Whatever else is
+missing is taken from `.gpu-wheels/`; without pytest and hypothesis there, conformance is not run.
+`docs/guides/benchmarks.md` says how to read the results.
 
-Exit status: 0 if every number is exact, however slow; 1 if one is not; 2 if nothing can be run.
+Takes ten minutes at most: each part has so many seconds, and says what it left out. Exit status: 0
+if every number is exact, however slow; 1 if one is not, or a part failed; 2 if nothing can be run.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import math
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +31,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import torch
+    from gpu_budget import Budget
 
 
-PARTS = ("accuracy", "ring", "overhead")
+SECONDS = {
+    "conformance": 180,
+    "accuracy": 75,
+    "steps": 75,
+    "ring": 75,
+    "overhead": 45,
+    "kernels": 150,
+}
+"""Of each part, in the order in which they run: ten minutes."""
 MOST_ON_A_RING = 24
 
 
@@ -71,7 +84,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="a few small cases")
     parser.add_argument("--configurations", type=int, help="per backend and dtype; default 40")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=SECONDS, default=list(SECONDS))
+    parser.add_argument("--slowly", action="store_true", help="parts take as long as they need")
     parser.add_argument("--wheels", type=Path, help="use wheels of ringspan from this folder")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<GPU>, if it is one")
     return parser.parse_args()
@@ -94,6 +108,7 @@ def _device(name: str) -> torch.device:
 
 # Nothing of torch or Ringspan is imported before the path to it is prepared.
 def _run(device: torch.device, options: argparse.Namespace) -> int:
+    from gpu_budget import Budget
     from gpu_machine import describe, providers, slug
     from gpu_summary import machine_lines
 
@@ -104,46 +119,94 @@ def _run(device: torch.device, options: argparse.Namespace) -> int:
     facts = {"machine": machine, "quick": options.quick, "providers": providers(device)}
     _show(machine_lines(facts))
     exact = True
-    for name, part, lines in _parts(device, options):
+    for part in _parts(device, options):
+        budget = Budget(math.inf if options.slowly else SECONDS[part.name])
         start = time.monotonic()
-        found = part()
+        found = _found(part, budget)
         found["seconds"] = time.monotonic() - start
-        _show([f"\n{name} ({found['seconds']:.0f} s)", *lines(found)])
+        _show([f"\n{part.name} ({found['seconds']:.0f} s)", *_lines(part, found)])
         exact &= found.get("exact", True)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             text = json.dumps(_plain({**facts, **found}), indent=1, allow_nan=False)
-            (out / f"{name}.json").write_text(text + "\n")
+            (out / f"{part.name}.json").write_text(text + "\n")
     print("\nevery number is exact" if exact else "\nNOT EXACT: see above")
     if out is not None:
         print(f"results in {out}")
     return 0 if exact else 1
 
 
-# Name, work and summary.
-Part = tuple[str, "Callable[[], dict[str, Any]]", "Callable[[dict[str, Any]], Iterable[str]]"]
+@dataclass(frozen=True)
+class Part:
+    """One file of results."""
+
+    name: str
+    work: Callable[[Budget], dict[str, Any]]
+    lines: Callable[[dict[str, Any]], Iterable[str]]
+    """The results in words."""
+
+
+def _found(part: Part, budget: Budget) -> dict[str, Any]:
+    """What a part finds; the traceback where it failed, for the others can still run."""
+    if math.isfinite(budget.seconds):
+        # A kernel that never returns must not hold a GPU for ever.
+        faulthandler.dump_traceback_later(3 * budget.seconds, exit=True)
+    try:
+        return part.work(budget)
+    except Exception:  # noqa: BLE001 - whatever it is, it is written down and fails the run
+        return {"exact": False, "failed": traceback.format_exc()}
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _lines(part: Part, found: dict[str, Any]) -> Iterable[str]:
+    if "failed" in found:
+        yield f"  FAILED\n{found['failed']}"
+        return
+    yield from part.lines(found)
+    yield from (f"  left out, time was over: {what}" for what in found.get("left_out", ()))
 
 
 def _parts(device: torch.device, options: argparse.Namespace) -> list[Part]:
     """The parts that are asked for."""
     import gpu_accuracy
+    import gpu_conformance
     import gpu_ring
-    from gpu_summary import accuracy_lines, overhead_lines, ring_lines
+    import gpu_steps
+    import gpu_summary as words
+    import kernels
 
-    size = SIZES[device.type, options.quick]
+    quick = options.quick
+    size = SIZES[device.type, quick]
     count, N = options.configurations or size.configurations, size.longest
-    parts: list[Part] = [
-        ("accuracy", lambda: gpu_accuracy.check(device, count, N), accuracy_lines),
-        ("ring", lambda: gpu_ring.check(device, min(count, MOST_ON_A_RING), N), ring_lines),
-        ("overhead", lambda: _overhead(device, size), overhead_lines),
+    on_a_ring = min(count, MOST_ON_A_RING)
+    parts = [
+        Part(
+            "conformance",
+            lambda budget: gpu_conformance.check(device, quick, budget),
+            words.conformance_lines,
+        ),
+        Part(
+            "accuracy",
+            lambda budget: gpu_accuracy.check(device, count, N, budget),
+            words.accuracy_lines,
+        ),
+        Part("steps", lambda budget: gpu_steps.check(device, quick, budget), words.steps_lines),
+        Part("ring", lambda budget: gpu_ring.check(device, on_a_ring, N, budget), words.ring_lines),
+        Part("overhead", lambda budget: _overhead(device, size, budget), words.overhead_lines),
+        Part("kernels", lambda budget: kernels.measured(device, quick, budget), kernels.lines),
     ]
-    return [part for part in parts if part[0] in options.parts]
+    return [part for part in parts if part.name in options.parts]
 
 
-def _overhead(device: torch.device, size: Size) -> dict[str, Any]:
+def _overhead(device: torch.device, size: Size, budget: Budget) -> dict[str, Any]:
     import overhead
 
-    return {"overhead": list(overhead.figure(device, size.tokens, size.pairs))}
+    found = []
+    for tokens in size.tokens:
+        if budget.allows(f"{tokens} tokens"):
+            found += overhead.figure(device, [tokens], size.pairs)
+    return {"overhead": found, "left_out": budget.left_out}
 
 
 def _show(lines: Iterable[str]) -> None:

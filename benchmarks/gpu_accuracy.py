@@ -11,12 +11,12 @@ from typing import Any
 
 import ringspan as rs
 import torch
+from gpu_budget import UNLIMITED, Budget
 from gpu_cases import Case, Tried, sample, tried
-from ringspan.catalogue import catalogue
+from gpu_machine import usable_backends
 from ringspan.contracts.errors import NoEligibleProvider
 from ringspan.testing import Measurement, measure
 from ringspan.testing.configuration import DTYPES
-from ringspan_registry import detect
 
 __all__ = ["NAMES", "Worst", "attend", "check"]
 
@@ -87,12 +87,16 @@ def attend(problem: Tried, **options: Any) -> dict[str, torch.Tensor]:
     return dict(zip(NAMES, (out.detach(), lse, *grads), strict=True))
 
 
-def check(device: torch.device, count: int, largest_N: int) -> dict[str, Any]:
+def check(
+    device: torch.device, count: int, largest_N: int, budget: Budget = UNLIMITED
+) -> dict[str, Any]:
     """Every backend that is usable on `device`, and `auto`, on `count` cases in every dtype."""
     takes = dict(_backends(device))
     tallies = {(name, dtype): Tally() for name, dtypes in takes.items() for dtype in dtypes}
-    for dtype in DTYPES:
-        for case in sample(count, largest_N):
+    for number, case in enumerate(sample(count, largest_N)):
+        if not budget.allows(f"cases from number {number} of {count} on"):
+            break
+        for dtype in DTYPES:
             problem = tried(case.of(dtype), device)
             for name in takes:
                 if (name, dtype) in tallies:
@@ -106,19 +110,16 @@ def check(device: torch.device, count: int, largest_N: int) -> dict[str, Any]:
         "largest_N": largest_N,
         "exact": not any(tally.inexact for tally in tallies.values()),
         "accuracy": records,
+        "left_out": budget.left_out,
     }
 
 
 def _backends(device: torch.device) -> Iterable[tuple[str, list[torch.dtype]]]:
     """Names of usable backends with their dtypes; `auto` takes all."""
     yield AUTO, list(DTYPES)
-    info = detect(device)
-    for record in catalogue().plugins():
-        for kind, name in record.providers:
-            if kind == "backend" and catalogue().probe(kind, name, info).usable:
-                taken: Any = catalogue().provider(kind, name)
-                names = taken.capabilities.dtypes
-                yield name, [d for d in DTYPES if str(d).removeprefix("torch.") in names]
+    for backend in usable_backends(device):
+        names = backend.capabilities.dtypes
+        yield backend.name, [d for d in DTYPES if str(d).removeprefix("torch.") in names]
 
 
 def _reason(refusal: NoEligibleProvider, backend: str) -> str:

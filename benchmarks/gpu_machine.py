@@ -6,16 +6,18 @@ import platform
 import re
 import subprocess
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ringspan as rs
 import torch
 from gpu_site import ROOT
 from ringspan.catalogue import catalogue
+from ringspan.contracts import AttentionBackend
 from ringspan_registry import detect
 
-__all__ = ["describe", "providers", "slug"]
+__all__ = ["describe", "providers", "slug", "usable_backends"]
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -31,6 +33,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "gpus": torch.cuda.device_count(),
         "driver": info.driver,
         "torch": torch.__version__,
+        "triton": _version("triton"),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if is_gpu else None,
         "nccl": _nccl() if is_gpu else None,
@@ -59,6 +62,18 @@ def providers(device: torch.device) -> list[dict[str, Any]]:
     return found
 
 
+def usable_backends(device: torch.device) -> list[AttentionBackend]:
+    """Those whose probe says so, the registry's first choice for `device` first."""
+    info = detect(device)
+    found = [
+        cast("AttentionBackend", catalogue().provider(kind, name))
+        for record in catalogue().plugins()
+        for kind, name in record.providers
+        if kind == "backend" and catalogue().probe(kind, name, info).usable
+    ]
+    return sorted(found, key=lambda backend: -backend.priority(info))
+
+
 def slug(name: str) -> str:
     """`NVIDIA H200` as the name of a folder: `nvidia-h200`."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -72,6 +87,13 @@ def _nccl() -> str | None:
     if not torch.distributed.is_nccl_available():
         return None
     return ".".join(str(part) for part in torch.cuda.nccl.version())
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

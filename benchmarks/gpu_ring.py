@@ -12,6 +12,7 @@ import ringspan as rs
 import torch
 import torch.distributed as dist
 from gpu_accuracy import NAMES, Worst, attend
+from gpu_budget import UNLIMITED, Budget
 from gpu_cases import Case, Tried, sample, tried
 from ringspan.testing import measure
 from ringspan.testing.configuration import DTYPES
@@ -29,6 +30,9 @@ class Ring:
     transport: str
     world_size: int
     device: str
+
+    def __str__(self) -> str:
+        return f"{self.world_size} over {self.transport}"
 
     @property
     def group(self) -> str:
@@ -49,7 +53,9 @@ class Answer:
     planned: int
 
 
-def check(device: torch.device, count: int, largest_N: int) -> dict[str, Any]:
+def check(
+    device: torch.device, count: int, largest_N: int, budget: Budget = UNLIMITED
+) -> dict[str, Any]:
     """`count` cases on every ring that this device allows, the dtypes in turn."""
     cases = [
         case.of(DTYPES[number % len(DTYPES)])
@@ -60,7 +66,7 @@ def check(device: torch.device, count: int, largest_N: int) -> dict[str, Any]:
     for problem in problems:
         alone.meet(measure(attend(problem, backend="auto"), problem.exact))
     rings, not_run = _rings(device)
-    records = [_record(ring, problems) for ring in rings]
+    records = [_record(ring, problems) for ring in rings if budget.allows(str(ring))]
     return {
         "configurations": count,
         "largest_N": largest_N,
@@ -68,6 +74,7 @@ def check(device: torch.device, count: int, largest_N: int) -> dict[str, Any]:
         "ratios_of_one_process": alone.ratios,
         "rings": records,
         "not_run": not_run,
+        "left_out": budget.left_out,
     }
 
 

@@ -2,12 +2,14 @@
 
 A throw-away folder goes to the front of `sys.path`. For each of our distributions it holds the
 metadata by which plugins are found, read from its `pyproject.toml`, and the sources follow on the
-path; or it holds what wheels of them hold.
+path; or it holds what wheels of them hold. Kernels are extras of our plugins: a plugin is found
+whether its kernel is there or not, and a wheel of one may lie in `.gpu-wheels` like any other.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 import tomllib
@@ -32,6 +34,8 @@ class Unprepared(Exception):  # noqa: N818 - named for what is wrong with the ma
 def prepare(site: Path, wheels: Path | None = None) -> None:
     """Fills the empty folder `site` and puts it, and our sources, in front of `sys.path`.
 
+    Processes that are started afterwards find the same, by `PYTHONPATH`.
+
     Args:
         site: where metadata and unpacked wheels go.
         wheels: a folder with wheels of our distributions, to use instead of the sources.
@@ -51,7 +55,12 @@ def prepare(site: Path, wheels: Path | None = None) -> None:
     if missing := _missing(needed):
         # All of them, not only those that are missing: they were chosen to fit each other.
         _unpack(THIRD_PARTY.glob("*.whl"), site, _remedy(missing, needed))
-    sys.path[:0] = [str(site), *sources]
+    elif others := [wheel for wheel in _brought() if not _is_installed(wheel.stem.split("-")[0])]:
+        _unpack(others, site, "")
+    found = [str(site), *sources]
+    sys.path[:0] = found
+    already = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*found, *([already] if already else [])])
     importlib.invalidate_caches()
     if missing := _missing(needed):
         raise Unprepared(_remedy(missing, needed))
@@ -96,6 +105,11 @@ def _is_installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def _brought() -> Iterator[Path]:
+    """Wheels for this Python of what nothing here requires: pytest, and kernels."""
+    return (wheel for wheel in sorted(THIRD_PARTY.glob("*.whl")) if _fits(wheel))
 
 
 def _unpack(wheels: Iterable[Path], site: Path, if_none: str) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import overhead
 
-__all__ = ["accuracy_lines", "machine_lines", "overhead_lines", "ring_lines"]
+__all__ = [
+    "accuracy_lines",
+    "conformance_lines",
+    "machine_lines",
+    "overhead_lines",
+    "ring_lines",
+    "steps_lines",
+]
 
 
 def machine_lines(facts: dict[str, Any]) -> Iterator[str]:
@@ -17,6 +24,18 @@ def machine_lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  {each['kind'] or 'plugin':13} {each['name'] or each['plugin']:15} {verdict}"
 
 
+def conformance_lines(found: dict[str, Any]) -> Iterator[str]:
+    yield _row("provider", "state", "passed", "refused", "failed", "left out")
+    for each in found["conformance"]:
+        counts = (each.get(name, "") for name in ("passed", "refused"))
+        failed = len(each.get("failed", ()))
+        yield _row(each["name"], each["state"], *counts, failed, each.get("left_out", "all"))
+        yield from (f"    FAILED {failure['test']}" for failure in each.get("failed", ()))
+        if "ended" in each:
+            yield f"    CRASHED ({each['ended']}) in {', '.join(each['unfinished']) or 'no test'}"
+    yield from (f"  {name} not run: {reason}" for name, reason in found["not_run"].items())
+
+
 def accuracy_lines(found: dict[str, Any]) -> Iterator[str]:
     yield _row("backend", "dtype", "computed", "refused", "inexact", "largest error / limit")
     for each in found["accuracy"]:
@@ -24,6 +43,20 @@ def accuracy_lines(found: dict[str, Any]) -> Iterator[str]:
         yield _row(each["backend"], each["dtype"], *counts, _largest(each["ratios"]))
         yield from (f"    refused {n}: {why}" for why, n in each["refusals"].items())
         yield from _inexact_lines(each["inexact"])
+
+
+def steps_lines(found: dict[str, Any]) -> Iterator[str]:
+    for each in found["steps"]:
+        where = "checkpointed in a CUDA graph" if each["graph"] else "checkpointed"
+        yield f"  {each['backend']}"
+        yield f"    compiled whole ({each['compiler']}): {each['compile']}"
+        yield f"    {where}: {each['checkpoint']}"
+        yield f"    host synchronisations in a warm step: {each['syncs']}"
+        forward, both = each["host_microseconds"], each["host_microseconds_with_backward"]
+        if isinstance(forward, str):
+            yield f"    host time: {forward}"
+        else:
+            yield f"    host time: {forward:.0f} us forward, {both:.0f} us with backward"
 
 
 def ring_lines(found: dict[str, Any]) -> Iterator[str]:

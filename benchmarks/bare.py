@@ -1,0 +1,147 @@
+"""Kernels called by themselves: no plan, no gathering, no merging."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from figures import Unmeasured
+from gpu_machine import usable_backends
+from measure import Pairs, interleaved, seconds
+from ringspan.contracts import CAUSAL, FULL, AttentionBackend, MaskCase, Problem
+from ringspan_registry import detect
+from torch import Tensor
+
+__all__ = ["Shape", "best", "candidates", "flops", "named", "paired"]
+
+SAMPLE_SECONDS = 0.02
+"""One sample holds as many calls, one behind the other, as take so long: the host runs ahead."""
+MOST_CALLS = 50
+NOT_SLOWER = 3.0
+"""Kernels that take so many times as long as the best on short tiles are not tried on long ones."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch of equal dense problems."""
+
+    batch: int
+    length: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    causal: bool
+
+    def tensors(self) -> list[Tensor]:
+        """q, k, v and an upstream gradient."""
+        draw = torch.Generator(self.device).manual_seed(0)
+        shape = (self.batch, self.length, self.heads, self.head_dim)
+        options: dict[str, Any] = {"generator": draw, "device": self.device, "dtype": self.dtype}
+        return [torch.randn(shape, **options) for _ in range(4)]
+
+    @property
+    def problem(self) -> Problem:
+        """As selection would see it."""
+        return Problem(
+            device=self.device.type,
+            dtype=str(self.dtype).removeprefix("torch."),
+            mask=MaskCase.CAUSAL if self.causal else MaskCase.FULL,
+            head_dim=self.head_dim,
+            value_head_dim=self.head_dim,
+            device_info=detect(self.device),
+        )
+
+    def calls(
+        self, backend: AttentionBackend, *, backward: bool, tensors: list[Tensor] | None = None
+    ) -> Callable[[], object]:
+        """The backend's own functions on these tensors, or on newly drawn ones."""
+        q, k, v, grad = self.tensors() if tensors is None else tensors
+        options: dict[str, Any] = {
+            "mask": CAUSAL if self.causal else FULL,
+            "scale": self.head_dim**-0.5,
+        }
+
+        def work() -> None:
+            out, lse = backend.forward(q, k, v, **options)
+            if backward:
+                backend.backward(grad, q, k, v, out, lse, **options)
+
+        return work
+
+
+def flops(shape: Shape, *, backward: bool) -> float:
+    """Of both products under the mask, the backward pass counted as 2.5 forward ones."""
+    length = shape.length
+    area = length * (length + 1) / 2 if shape.causal else length**2
+    return (3.5 if backward else 1.0) * 4 * shape.batch * shape.heads * shape.head_dim * area
+
+
+def named(name: str, shape: Shape) -> AttentionBackend:
+    """A usable backend.
+
+    Raises:
+        Unmeasured: it is not usable here, or does not take the problem.
+    """
+    for backend in usable_backends(shape.device):
+        if backend.name == name:
+            if reasons := list(backend.reasons_against(shape.problem)):
+                raise Unmeasured(f"{name} refuses: {'; '.join(reasons)}")
+            return backend
+    raise Unmeasured(f"{name} is not usable here")
+
+
+def candidates(shape: Shape) -> list[AttentionBackend]:
+    """Every usable backend that takes the problem, the registry's first choice first.
+
+    Raises:
+        Unmeasured: there is none.
+    """
+    usable = usable_backends(shape.device)
+    found = [each for each in usable if not list(each.reasons_against(shape.problem))]
+    if not found:
+        raise Unmeasured(f"no usable backend takes {shape.problem}")
+    return found
+
+
+def best(shape: Shape, *, backward: bool, short: int) -> tuple[AttentionBackend, dict[str, float]]:
+    """The fastest kernel, and the seconds of each that was tried; slow ones only on short tiles."""
+    quick = Shape(1, short, *(getattr(shape, name) for name in _OTHERS))
+    timed = {each.name: _seconds(quick, each, backward) for each in candidates(shape)}
+    limit = NOT_SLOWER * min(timed.values())
+    tried = [each for each in candidates(shape) if timed[each.name] <= limit]
+    if quick.length < shape.length or shape.batch > 1:
+        timed = {each.name: _seconds(shape, each, backward) for each in tried}
+    return min(tried, key=lambda each: timed[each.name]), timed
+
+
+_OTHERS = ("heads", "head_dim", "dtype", "device", "causal")
+
+
+def _seconds(shape: Shape, backend: AttentionBackend, backward: bool) -> float:
+    work = shape.calls(backend, backward=backward)
+    work()
+    return statistics.median(seconds(work, shape.device) for _ in range(5))
+
+
+def paired(
+    first: Callable[[], object], second: Callable[[], object], pairs: int, device: torch.device
+) -> Pairs:
+    """Seconds of one call of each, measured in turn, A B B A .. ."""
+    first(), second()
+    shortest = min(seconds(first, device), seconds(second, device))
+    calls = min(MOST_CALLS, max(1, math.ceil(SAMPLE_SECONDS / shortest)))
+    found = interleaved(_repeated(first, calls), _repeated(second, calls), pairs, device)
+    return Pairs(tuple(x / calls for x in found.first), tuple(x / calls for x in found.second))
+
+
+def _repeated(work: Callable[[], object], calls: int) -> Callable[[], None]:
+    def repeated() -> None:
+        for _ in range(calls):
+            work()
+
+    return repeated
