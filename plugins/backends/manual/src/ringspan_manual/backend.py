@@ -41,7 +41,7 @@ class Manual(AttentionBackend):
     capabilities: ClassVar[Capabilities] = Capabilities(
         devices=frozenset({"cpu", "cuda", "mps", "xpu"}),
         dtypes=frozenset({"float64", "float32", "bfloat16", "float16"}),
-        masks=frozenset(MaskCase) - {MaskCase.BAND},
+        masks=frozenset(MaskCase),
         value_head_dim_differs=True,
         gqa=True,
         key_padding=True,

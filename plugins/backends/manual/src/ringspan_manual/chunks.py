@@ -47,7 +47,7 @@ def chunks(mask: Mask, batch: int, heads: int, length: int, keys: int) -> Iterat
         [slice(0, 64, None), slice(0, 100, None)]
     """
     first, last = _spans(mask, batch, heads, length, keys)
-    rows = min(length, ROWS) if mask.case in (MaskCase.CAUSAL, MaskCase.INTERVAL) else length
+    rows = length if mask.case in (MaskCase.FULL, MaskCase.BITMAP) else min(length, ROWS)
     step = max(1, SCORES_PER_CHUNK // max(1, heads * rows * keys))
     for start in range(0, batch, step):
         tiles = slice(start, min(start + step, batch))
@@ -88,6 +88,9 @@ def _spans(
     """The first key that a row of any head sees, and the one after the last; on the host."""
     if mask.case is MaskCase.CAUSAL:
         return torch.zeros(1, length, dtype=torch.int64), torch.arange(1, length + 1)[None]
+    if mask.case is MaskCase.BAND:
+        row = torch.arange(length)[None]
+        return (row - mask.left).clamp(0, keys), (row + mask.right + 1).clamp(0, keys)
     if mask.case is not MaskCase.INTERVAL:
         return torch.zeros(1, length, dtype=torch.int64), torch.full((1, length), keys)
     assert mask.low is not None

@@ -40,9 +40,12 @@ def _hidden_by_case(
         seen = _part(_aligned(mask.seen, 4), chunk.tiles, every_head, chunk.rows, chunk.keys)
         return ~_by_group(seen, kv_heads)
     key = torch.arange(chunk.keys.start, chunk.keys.stop, device=device)
-    if mask.case is MaskCase.CAUSAL:
-        row = torch.arange(chunk.rows.start, chunk.rows.stop, device=device)
-        return (key > row[:, None])[None, None, None]
+    if mask.case in (MaskCase.CAUSAL, MaskCase.BAND):
+        row = torch.arange(chunk.rows.start, chunk.rows.stop, device=device)[:, None]
+        hidden = key > row + mask.right
+        if mask.case is MaskCase.BAND:
+            hidden |= key < row - mask.left
+        return hidden[None, None, None]
     assert mask.low is not None
     assert mask.high is not None
     low, high = (
