@@ -17,6 +17,7 @@ from ringspan.contracts import (
     Grid,
     HeadDims,
     InvalidArgument,
+    Mask,
     MaskCase,
     Ordering,
     Permutation,
@@ -27,6 +28,7 @@ from ringspan.contracts import (
 )
 from ringspan.testing.suites.check import Checked, Offered, check
 from ringspan.testing.toy import Toy
+from ringspan.testing.toy_whole import ToyWhole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -173,6 +175,119 @@ class Masked(Toy):
         if mask.case is MaskCase.BITMAP:
             mask = replace(mask, case=MaskCase.FULL, seen=None)
         return super().forward(*args, mask=mask, **options)
+
+
+def without(fault: str) -> AttentionBackend:
+    """A toy that takes work whole, and whose method of this name is one of `Careless`."""
+    return type("Mine", (ToyWhole,), {fault.split(":")[0]: CARELESS[fault]})()
+
+
+def band_as_full(self: ToyWhole, *args: Any, mask: Mask, **options: Any) -> TileOutput:
+    return ToyWhole.forward(self, *args, mask=replace(mask, right=mask.right + 1), **options)
+
+
+def one_tile(self: ToyWhole, *args: Any, mask: Mask, **options: Any) -> TileOutput:
+    return ToyWhole.forward(self, *args, mask=replace(mask, lengths=None), **options)
+
+
+def everything_zeroed(self: ToyWhole, *args: Any, into: Any = None, **options: Any) -> TileOutput:
+    if into is not None:
+        into.out.zero_()
+    return ToyWhole.forward_branch(self, *args, into=into, **options)
+
+
+def sinkless(self: ToyWhole, *args: Any, sink: Any = None, **options: Any) -> TileOutput:
+    return ToyWhole.forward_branch(self, *args, **options)
+
+
+def first_rows(self: ToyWhole, *args: Any, **options: Any) -> TileOutput:
+    *tensors, branch = args
+    rows = replace(branch.key, rows=replace(branch.key.rows, head_step=0))
+    return ToyWhole.forward_branch(self, *tensors, replace(branch, key=rows), **options)
+
+
+def always_first(self: ToyWhole, *args: Any, first_query: bool, **options: Any) -> None:
+    ToyWhole.backward_branch(self, *args, first_query=True, **options)
+
+
+def never_first(self: ToyWhole, *args: Any, first_key: bool, **options: Any) -> None:
+    ToyWhole.backward_branch(self, *args, first_key=False, **options)
+
+
+def last_tile_wins(self: ToyWhole, *args: Any, **options: Any) -> None:
+    *tensors, branch = args
+    apart = replace(branch, key=replace(branch.key, overlap=False))
+    ToyWhole.backward_branch(self, *tensors, apart, **options)
+
+
+def zero_delta(self: ToyWhole, *args: Any, **options: Any) -> None:
+    *tensors, delta, branch = args
+    ToyWhole.backward_branch(self, *tensors, torch.zeros_like(delta), branch, **options)
+
+
+def one_after_the_other(self: ToyWhole, *placed: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(x.flip(1) for x in ToyWhole.gather(self, *placed))
+
+
+def last_piece_wins(self: ToyWhole, pieces: Any, *args: Any, **options: Any) -> Any:
+    return ToyWhole.merge(self, pieces[-1:], *args, **options)
+
+
+def baseless(self: ToyWhole, *args: Any, base: Any = None, **options: Any) -> Any:
+    return ToyWhole.merge(self, *args, **options)
+
+
+def unsunk(self: ToyWhole, *args: Any, sink: Any = None, **options: Any) -> Any:
+    return ToyWhole.merge(self, *args, **options)
+
+
+def twice_rounded(self: ToyWhole, *args: Any, dtype: torch.dtype, **options: Any) -> Any:
+    out, lse = ToyWhole.merge(self, *args, dtype=torch.bfloat16, **options)
+    return out.to(dtype), lse if lse is None else lse.to(torch.promote_types(dtype, torch.float32))
+
+
+CARELESS: dict[str, Callable[..., Any]] = {
+    "forward: a band one key too wide": band_as_full,
+    "forward: tiles of many lengths as one": one_tile,
+    "forward_branch: rows of no tile zeroed": everything_zeroed,
+    "forward_branch: sinks left out": sinkless,
+    "forward_branch: every head at the first one's rows": first_rows,
+    "backward_branch: written over what was there": always_first,
+    "backward_branch: added to what was never written": never_first,
+    "backward_branch: a row of several tiles gets one share": last_tile_wins,
+    "backward_branch: delta left out": zero_delta,
+    "gather: rows in another order": one_after_the_other,
+    "merge: the last piece only": last_piece_wins,
+    "merge: what was there forgotten": baseless,
+    "merge: sinks left out": unsunk,
+    "merge: rounded to sixteen bits on the way": twice_rounded,
+}
+WHERE = {
+    "forward: a band one key too wide": "bands_of_any_width",
+    "forward: tiles of many lengths as one": "many_lengths and uneven and float32",
+    "forward_branch: rows of no tile zeroed": "rows_lie and dilated",
+    "forward_branch: sinks left out": "branch_has_every_mode and sink",
+    "forward_branch: every head at the first one's rows": "rows_lie and dilated",
+    "backward_branch: written over what was there": "branches_add_up and float32",
+    "backward_branch: added to what was never written": "rows_lie and dilated",
+    "backward_branch: a row of several tiles gets one share": "rows_lie and windows",
+    "backward_branch: delta left out": "rows_lie and dilated",
+    "gather: rows in another order": "bit_for_bit and dilated",
+    "merge: the last piece only": "merge_by_their_lse and float32",
+    "merge: what was there forgotten": "merge_by_their_lse and float32",
+    "merge: sinks left out": "merge_by_their_lse and float32",
+    "merge: rounded to sixteen bits on the way": "rounded_once and float32",
+}
+
+
+@pytest.mark.parametrize("fault", CARELESS)
+def test_a_backend_that_is_careless_with_whole_work_fails(fault: str) -> None:
+    assert checked("backend", without(fault), WHERE[fault]).state == "failed"
+
+
+def test_one_that_is_careful_with_whole_work_passes_the_same_tests() -> None:
+    select = " or ".join(f"({select})" for select in WHERE.values())
+    assert checked("backend", ToyWhole(), select).state == "passed"
 
 
 FAULTS: dict[str, tuple[AttentionBackend, str]] = {
