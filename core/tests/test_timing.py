@@ -142,6 +142,17 @@ def test_a_sample_takes_at_most_a_quarter_of_the_free_memory(
     assert 2 * sum(x.numel() * x.element_size() for x in tensors) <= 2 * free // 4
 
 
+def test_memory_that_torch_holds_for_later_tensors_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(samples, "detect", lambda _: DeviceInfo(type="cuda", memory_free=5))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 40)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 10)
+    assert samples._free_bytes(torch.device("cuda")) == 35
+    monkeypatch.setattr(samples, "detect", lambda _: DeviceInfo(type="cuda"))
+    assert samples._free_bytes(torch.device("cuda")) is None
+
+
 def test_a_bitmap_counts_as_memory() -> None:
     bitmap = replace(PROBLEM, mask=MaskCase.BITMAP)
     assert fitted(Sample(1, 8192, 8192, 2), bitmap, CPU).query_length < 8192

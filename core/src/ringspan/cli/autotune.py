@@ -47,7 +47,9 @@ def autotune(
         print_json({"file": str(file.path), "contests": contests})
         return
     console = Console(highlight=False)
-    console.print(f"{len(contests):,} measured problems in {file.path}", markup=False, soft_wrap=True)
+    console.print(
+        f"{len(contests):,} measured problems in {file.path}", markup=False, soft_wrap=True
+    )
     if contests:
         console.print(_table(contests))
 

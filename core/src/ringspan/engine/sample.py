@@ -73,7 +73,7 @@ def fitted(sample: Sample, problem: Problem, device: torch.device) -> Sample:
     Tiles are halved first, then heads; lengths only where a single head is too large.
     """
     most = _MOST_ELEMENTS_ON_CPU if device.type == "cpu" else _MOST_ELEMENTS
-    free = detect(device).memory_free
+    free = _free_bytes(device)
     if free is not None:
         most = min(most, free // _SHARE_OF_FREE_MEMORY // _widest(problem))
     while _elements(sample, problem) > most:
@@ -204,6 +204,14 @@ def _elements(sample: Sample, problem: Problem) -> int:
     passes = 2 if problem.needs_backward else 1
     bitmap = problem.mask is MaskCase.BITMAP
     return passes * sample.tiles * rows * width + bitmap * sample.query_length * sample.key_length
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """What the device has left, with what torch holds of it for later tensors."""
+    free = detect(device).memory_free
+    if free is None or device.type != "cuda":
+        return free
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _widest(problem: Problem) -> int:
