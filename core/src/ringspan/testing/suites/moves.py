@@ -76,14 +76,29 @@ class MoveSuite(BackendSuite, published=True):
         _merges(trial, tile, replace(wanted, dtype=tile.dtype))
 
     @each_dtype
-    @pytest.mark.parametrize("pieces", ["narrow", "wide"])
+    @pytest.mark.parametrize("wide_pieces", [0, 3, 6])
+    @pytest.mark.parametrize("wide_result", [True, False], ids=["wide result", "narrow result"])
+    @pytest.mark.parametrize("with_lse", [True, False], ids=["lse", "no lse"])
     def test_sums_are_wide_and_rounded_once(
-        self, trial: Trial, tile: Tile, pieces: str, dtype: str
+        self,
+        trial: Trial,
+        tile: Tile,
+        with_lse: bool,
+        wide_result: bool,
+        wide_pieces: int,
+        dtype: str,
     ) -> None:
-        """Whether pieces come in the dtype of the result or as wide as float32."""
+        """Whether pieces and result have the inputs' dtype or are as wide as float32."""
         many = ("whole", "dilated", "indexed", "interleaved", "whole", "whole")
-        wanted = Merging(many, dtype=dtype, wide_pieces=pieces == "wide", with_lse=False)
-        _merges(trial, tile, wanted)
+        wanted = Merging(many, dtype=dtype, wide_pieces=wide_pieces, wide_result=wide_result)
+        _merges(trial, tile, replace(wanted, with_lse=with_lse))
+
+    @pytest.mark.parametrize("sink", ["", "head", "row"])
+    def test_no_pieces_leave_what_was_merged_before(
+        self, trial: Trial, tile: Tile, sink: str
+    ) -> None:
+        """But for the sink, and for the rounding of the result."""
+        _merges(trial, tile, Merging((), base=True, dtype=tile.dtype, sink=sink))
 
     @pytest.mark.parametrize("largest_lse", [100.0, 1e4])
     def test_pieces_of_very_different_weight_merge(
@@ -119,9 +134,9 @@ def _asked(trial: Trial, tile: Tile, task: Task) -> bool:
 
 
 def _problem(trial: Trial, tile: Tile, task: Task) -> Problem:
-    masks = sorted(trial.backend.capabilities.masks) or [MaskCase.FULL]
+    """As the engine asks, for rows of any mask."""
     backward = trial.backend.capabilities.backward
-    problem = replace(tile, mask=masks[0]).problem(trial.device, needs_backward=backward)
+    problem = replace(tile, mask=MaskCase.FULL).problem(trial.device, needs_backward=backward)
     return replace(problem, task=task)
 
 

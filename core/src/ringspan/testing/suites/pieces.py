@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ringspan.contracts.branch import Piece
+from ringspan.contracts.selection import Selection
+from ringspan.contracts.work import Affine
 from ringspan.testing.accuracy import Yardstick, assert_exact
 from ringspan.testing.formula import ReferenceResult
 from ringspan.testing.suites.rows import heads_of, listed, place
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ringspan.contracts import AttentionBackend
-    from ringspan.contracts.selection import Selection
 
 __all__ = ["Merging", "MergingOperands"]
+
+
+_EVERYWHERE = Selection(Affine(0, 0, 0, 0), heads=(), tiles=0, length=0)
+"""What a base says of its rows: nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,11 @@ class Merging:
     width: int = 16
     dtype: str = "float32"
     with_lse: bool = True
-    wide_pieces: bool = False
+    wide_pieces: int = 0
+    """So many of the pieces, the last ones, are as wide as float32; the others have the dtype."""
+    wide_result: bool = False
     base: bool = False
+    """What was merged before, as wide as float32."""
     sink: str = ""
     largest_lse: float = 3.0
     seed: int = 0
@@ -51,29 +59,36 @@ class Merging:
             )
             for number, layout in enumerate(self.layouts)
         ]
-        heads, rows = kv_heads * group, max(needs[0] for _, _, needs in placed) + 1
+        heads = kv_heads * group
+        rows = max([needs[0] for _, _, needs in placed], default=5) + 1
+        narrow: torch.dtype = getattr(torch, self.dtype)
+        first_wide = len(placed) - self.wide_pieces
         return MergingOperands(
-            pieces=tuple(self._drawn(at, self._shape(at), draw, device) for at, _, _ in placed),
+            pieces=tuple(
+                self._drawn(
+                    at,
+                    (self.batch * at.tiles, at.length, len(at.heads) * at.group),
+                    wide(narrow) if number >= first_wide else narrow,
+                    *(draw, device),
+                )
+                for number, (at, _, _) in enumerate(placed)
+            ),
             shape=(self.batch, rows, heads, self.width),
-            dtype=getattr(torch, self.dtype),
+            dtype=wide(narrow) if self.wide_result else narrow,
             sink=self._sink(heads, rows, draw, device),
-            base=self._drawn(placed[0][0], (self.batch, rows, heads), draw, device)
+            base=self._drawn(_EVERYWHERE, (self.batch, rows, heads), wide(narrow), *(draw, device))
             if self.base
             else None,
         )
-
-    def _shape(self, rows: Selection) -> tuple[int, int, int]:
-        return self.batch * rows.tiles, rows.length, len(rows.heads) * rows.group
 
     def _drawn(
         self,
         rows: Selection,
         shape: tuple[int, int, int],
+        dtype: torch.dtype,
         draw: torch.Generator,
         device: torch.device,
     ) -> Piece:
-        narrow = getattr(torch, self.dtype)
-        dtype = wide(narrow) if self.wide_pieces else narrow
         x = torch.randn(*shape, self.width, generator=draw, dtype=torch.float64)
         lse = torch.randn(shape, generator=draw, dtype=torch.float64) * self.largest_lse / 3
         empty = torch.rand(shape, generator=draw) < 0.3
@@ -83,7 +98,7 @@ class Merging:
         return Piece(
             rows,
             x.to(device, dtype),
-            lse.transpose(1, 2).contiguous().to(device, wide(narrow)),
+            lse.transpose(1, 2).contiguous().to(device, wide(dtype)),
         )
 
     def _sink(
@@ -122,7 +137,7 @@ class MergingOperands:
 
     def assert_merged(self, out: Tensor, lse: Tensor | None) -> None:
         """Fails unless both keep the one rule of accuracy, each for its dtype."""
-        with_lse = self.pieces[0].lse is not None
+        with_lse = self._with_lse
         assert out.shape == self.shape
         assert out.dtype == self.dtype
         assert out.is_contiguous()
@@ -131,6 +146,11 @@ class MergingOperands:
         if lse is not None:
             assert lse.dtype == wide(self.dtype)
             assert_exact({"lse": lse.cpu()}, self._yardstick(lse.dtype))
+
+    @property
+    def _with_lse(self) -> bool:
+        piece = self.pieces[0] if self.pieces else self.base
+        return piece is not None and piece.lse is not None
 
     def _yardstick(self, dtype: torch.dtype) -> Yardstick:
         formula, plain = self._literally(torch.float64), self._literally(wide(self.dtype))
@@ -150,7 +170,7 @@ class MergingOperands:
         """The merged result in one dtype, or the same sums over absolute values."""
         x, lse = (torch.stack(tensors) for tensors in zip(*self._everywhere(), strict=True))
         x, lse = (x.abs() if absolute else x).to(dtype), lse.to(dtype)
-        if self.pieces[0].lse is None:
+        if not self._with_lse:
             return ReferenceResult(x.sum(0), torch.zeros_like(lse[0]))
         total = lse.logsumexp(0)
         if self.sink is not None:
