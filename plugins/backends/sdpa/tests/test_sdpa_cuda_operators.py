@@ -84,16 +84,21 @@ def check_bounds(bounds: Tensor, rows: int) -> None:
     assert bounds[-1] == rows
 
 
-def window(queries: int, keys: int, left: int | None, right: int | None) -> Tensor | None:
-    """What flash's windows hide; its diagonal ends at the last query and the last key."""
-    if left is None or right is None:
-        assert left is right
+def window(queries: int, keys: int, left: int, right: int) -> Tensor | None:
+    """What flash's windows hide; its diagonal ends at the last query and the last key.
+
+    A window as wide as the keys is none, even where it would hide keys from many queries.
+    """
+    left, right = (-1 if x >= keys else x for x in (left, right))
+    if left < 0 and right < 0:
         return None
-    assert left >= 0
-    assert right >= 0
     last = torch.arange(queries)[:, None] + keys - queries
     key = torch.arange(keys)
-    seen = (key >= last - left) & (key <= last + right)
+    seen = torch.ones(queries, keys, dtype=torch.bool)
+    if left >= 0:
+        seen &= key >= last - left
+    if right >= 0:
+        seen &= key <= last + right
     return torch.where(seen, 0.0, -1e30).double()[None, None]
 
 
@@ -141,7 +146,7 @@ class CudaOperators(TorchDispatchMode):
             check_bounds(cum_seq_k, len(key))
             assert max_q >= max(2, *cum_seq_q.diff())  # one row is another layout
             assert max_k >= max(cum_seq_k.diff())
-            assert window_size_left is window_size_right is None
+            assert (window_size_left, window_size_right) == (-1, -1)
             out = torch.empty_like(query)
             lse = query.new_empty(query.shape[1::-1])
             for rows, keys in stretches(cum_seq_q, cum_seq_k):
@@ -424,7 +429,9 @@ def test_a_batch_beyond_a_grid_is_cut(
     compare(backend, *tensors(8, 5, 5, 2, 1, 8, 8), CAUSAL)
 
 
-@pytest.mark.parametrize(("rows", "keys"), [(1, 1), (1, 9), (9, 1), (9, 9), (7, 20), (20, 7)])
+@pytest.mark.parametrize(
+    ("rows", "keys"), [(1, 1), (1, 9), (9, 1), (9, 9), (7, 20), (20, 7), (30, 5), (11, 10)]
+)
 @pytest.mark.parametrize("wider", [(0, 0), (2, 0), (0, 3), (4, 2), (50, 0), (0, 50)])
 @pytest.mark.usefixtures("on_cpu")
 def test_bands_are_said_from_the_last_query_and_key(
@@ -475,19 +482,18 @@ def test_tiles_of_many_lengths_are_one_call(
     compare(backend, *tensors(1, *sizes, *heads, 16, 12), mask, same=same)
 
 
-@ragged_ones
 @pytest.mark.usefixtures("on_cpu")
 def test_more_tiles_of_many_lengths_than_a_grid_holds_are_refused(
-    backend: AttentionBackend, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cuda, "LARGEST_BATCH", 3)
     mask, (q, k, v, dO) = Mask(MaskCase.FULL, lengths=together(*((2, 2),) * 4)), tensors(
         1, 8, 8, 2, 2, 8, 8
     )  # fmt: skip
     with pytest.raises(InvalidArgument, match="at most 3 tiles of many lengths in one call, got 4"):
-        backend.forward(q, k, v, mask=mask, scale=1.0)
+        EFFICIENT.forward(q, k, v, mask=mask, scale=1.0)
     with pytest.raises(InvalidArgument, match="at most 3 tiles"):
-        backend.backward(dO, q, k, v, q, torch.zeros(1, 2, 8), mask=mask, scale=1.0)
+        EFFICIENT.backward(dO, q, k, v, q, torch.zeros(1, 2, 8), mask=mask, scale=1.0)
 
 
 @st.composite
@@ -626,6 +632,14 @@ def test_rows_that_begin_between_16_bytes_are_copied_and_others_are_not() -> Non
         assert copy.is_contiguous()
         assert torch.equal(copy, view)
         assert copy.storage_offset() == 0
+
+
+def test_odd_strides_of_axes_of_one_entry_are_not_passed_on_and_copy_nothing() -> None:
+    x = torch.randn(2, 4, 1, 8).as_strided((2, 4, 1, 8), (32, 8, 9, 1))
+    found = arguments.aligned(x)
+    assert all(stride % 4 == 0 for stride in found.stride()[:-1])
+    assert found.data_ptr() == x.data_ptr()
+    assert torch.equal(found, x)
 
 
 @by_name

@@ -75,14 +75,20 @@ def with_last_stride_one(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def aligned(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """`x`, copied only where a row does not begin at a multiple of 16 bytes.
 
-    CUDA kernels load 16 bytes at a time, and some stop with a misaligned address otherwise.
+    CUDA kernels load 16 bytes at a time, and some stop with a misaligned address otherwise. They
+    look at the strides of axes of one entry too, which say nothing: those become 0.
     """
     x = with_last_stride_one(x)
-    rows = zip(x.shape[:-1], x.stride()[:-1], strict=True)
-    starts = [stride for size, stride in rows if size > 1] + [x.storage_offset()]
-    if all(start * x.element_size() % 16 == 0 for start in starts):
+    strides = [stride if size > 1 else 0 for size, stride in _axes(x)[:-1]]
+    if any(start * x.element_size() % 16 for start in (*strides, x.storage_offset())):
+        return x.clone(memory_format=torch.contiguous_format)
+    if all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1]):
         return x
-    return x.clone(memory_format=torch.contiguous_format)
+    return x.as_strided(x.shape, (*strides, x.stride(-1)))
+
+
+def _axes(x: Tensor) -> list[tuple[int, int]]:
+    return list(zip(x.shape, x.stride(), strict=True))
 
 
 def with_width(x: Float[Tensor, "*rows D"], width: int) -> Float[Tensor, "*rows width"]:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from ringspan.contracts import (
-    Capabilities,
-    DeviceInfo,
-    Grads,
-    HeadDims,
-    Mask,
-    MaskCase,
-    Problem,
-    TileOutput,
-)
-from ringspan.contracts.adapters.cuda import CudaKernel
+from ringspan.contracts import Capabilities, DeviceInfo, HeadDims, MaskCase, Problem
+from ringspan.contracts.adapters.flash import Call, FlashKernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from jaxtyping import Float
     from torch import Tensor
 
 __all__ = ["SdpaFlash"]
 
 
-class SdpaFlash(CudaKernel):
+class SdpaFlash(FlashKernel):
     """`aten::_flash_attention_forward` and `_backward`, for tiles of one length and of many.
 
     Limits are those of PyTorch's own dispatcher (`sdp_utils.cpp`); the query's gradient is
@@ -69,89 +58,68 @@ class SdpaFlash(CudaKernel):
                 f"{found[0]}.{found[1]} (supported: 1..192)"
             )
 
-    def kernel_forward(
-        self,
-        query: Float[Tensor, "B Lq H D"],
-        key: Float[Tensor, "B Lk Hkv D"],
-        value: Float[Tensor, "B Lk Hkv D"],
-        *,
-        mask: Mask,
-        scale: float,
-    ) -> TileOutput:
-        """With cumulative lengths the operator takes rows without a batch, and so its results."""
-        call = _Call.of(mask, query.shape[1], key.shape[1])
+    def flash_forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, call: Call, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Without cumulative lengths the operator is dense and its log-sum-exp `[B, H, Lq]`."""
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            *call.rows(query, key, value),
-            *call.lengths,
+            query,
+            key,
+            value,
+            *_lengths(call, query, key),
             0.0,
             call.causal,
             False,
             scale=scale,
-            window_size_left=call.left,
-            window_size_right=call.right,
+            **_window(call),
         )
-        return TileOutput(*call.tiles(out, lse))
+        return out, lse
 
-    def kernel_backward(
+    def flash_backward(
         self,
-        grad_out: Float[Tensor, "B Lq H D"],
-        query: Float[Tensor, "B Lq H D"],
-        key: Float[Tensor, "B Lk Hkv D"],
-        value: Float[Tensor, "B Lk Hkv D"],
-        out: Float[Tensor, "B Lq H D"],
-        lse: Float[Tensor, "B H Lq"],
+        grad_out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
         *,
-        mask: Mask,
+        call: Call,
         scale: float,
-    ) -> Grads:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The state of the random generator is not read without dropout: any tensors will do."""
-        call = _Call.of(mask, query.shape[1], key.shape[1])
         rng_state = torch.empty(2, dtype=torch.uint64, device=query.device)
         unused = torch.empty((), dtype=torch.uint64, device=query.device)
-        grads = torch.ops.aten._flash_attention_backward(
-            *call.rows(grad_out, query, key, value, out, lse),
-            *call.lengths,
+        dq, dk, dv = torch.ops.aten._flash_attention_backward(
+            grad_out,
+            query,
+            key,
+            value,
+            out,
+            lse,
+            *_lengths(call, query, key),
             0.0,
             call.causal,
             rng_state,
             unused,
             scale=scale,
-            window_size_left=call.left,
-            window_size_right=call.right,
+            **_window(call),
         )
-        return Grads(*call.tiles(*grads))
+        return dq, dk, dv
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What both operators are told about a mask."""
+def _lengths(
+    call: Call, query: Tensor, key: Tensor
+) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """Cumulative lengths of queries and keys, and the longest of each."""
+    given = call.lengths
+    if given is None:
+        return None, None, query.shape[1], key.shape[1]
+    # Where the longest is one, the operator lays out grouped heads as rows. It only has to be
+    # long enough.
+    return given.query_bounds, given.key_bounds, max(given.query_longest, 2), given.key_longest
 
-    lengths: tuple[Tensor | None, Tensor | None, int, int]
-    """Cumulative lengths of queries and of keys where there are many, and the longest."""
-    causal: bool
-    left: int | None
-    right: int | None
 
-    @classmethod
-    def of(cls, mask: Mask, queries: int, keys: int) -> _Call:
-        """A band is said from the last query and key on, where the kernel's diagonal ends."""
-        causal = mask.case is MaskCase.CAUSAL
-        if mask.lengths is not None:
-            given = mask.lengths
-            # A longest of one makes the kernel lay out grouped heads, and their log-sum-exp, as
-            # rows; it only has to be long enough.
-            longest = max(given.query_longest, 2)
-            lengths = (given.query_bounds, given.key_bounds, longest, given.key_longest)
-            return cls(lengths, causal, None, None)
-        dense = (None, None, queries, keys)
-        if mask.case is not MaskCase.BAND:
-            return cls(dense, causal, None, None)
-        return cls(dense, False, mask.left + keys - queries, mask.right - (keys - queries))
-
-    def rows(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Without the batch of one that tiles of many lengths have."""
-        return tensors if self.lengths[0] is None else tuple(x[0] for x in tensors)
-
-    def tiles(self, *results: Tensor) -> tuple[Tensor, ...]:
-        """The other way round."""
-        return results if self.lengths[0] is None else tuple(x[None] for x in results)
+def _window(call: Call) -> dict[str, int]:
+    left, right = call.window
+    return {"window_size_left": left, "window_size_right": right}
