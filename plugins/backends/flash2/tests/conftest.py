@@ -5,6 +5,7 @@ by its address, as if it were contiguous.
 """
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Optional
 
@@ -334,3 +335,9 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def any_version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Each of the versions whose functions differ."""
     return installed(monkeypatch, request.param)
+
+
+@pytest.fixture
+def kernel_sees() -> Callable[..., Tensor]:
+    """Which keys the kernel shows: of queries, keys, causality, left and right."""
+    return seen

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 from typing import ClassVar
@@ -24,9 +26,11 @@ from ringspan.contracts import (
     Problem,
 )
 from ringspan.contracts.adapters import cuda
+from ringspan.contracts.adapters.flash import calls
 from ringspan.testing import AttentionBackendSuite, assert_exact
 from ringspan.testing.suites.tiles import Operands, Tile
 from ringspan_flash2 import Flash2, ringspan_attention_backends
+from torch import Tensor
 
 CPU = DeviceInfo(type="cpu")
 
@@ -90,6 +94,22 @@ def test_bands_are_exact_with_any_number_of_queries_and_keys(
     left, right = max(0, queries - keys) + more[0], max(0, keys - queries) + more[1]
     mask = Mask(MaskCase.BAND, left=left, right=right)
     check(operands(replace(TILE, query_length=queries, key_length=keys), mask))
+
+
+@pytest.mark.parametrize("queries", range(1, 10))
+def test_every_small_band_is_what_the_kernel_shows(
+    queries: int, kernel_sees: Callable[..., Tensor]
+) -> None:
+    for keys, left, right in itertools.product(range(1, 10), range(12), range(12)):
+        mask = Mask(MaskCase.BAND, left=left, right=right)
+        if left < queries - keys or right < keys - queries:
+            continue  # a query would see no key, which is no band
+        found = [
+            kernel_sees(len(range(queries)[call.rows]), keys, call.causal, *call.window)
+            for call in calls(mask, queries, keys)
+        ]
+        row, key = torch.arange(queries)[:, None], torch.arange(keys)
+        assert torch.equal(torch.cat(found), (row - left <= key) & (key <= row + right))
 
 
 def ragged(*tiles: tuple[int, int]) -> Lengths:
