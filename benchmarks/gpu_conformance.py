@@ -7,6 +7,7 @@ of its own (`gpu_suite.py`).
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from gpu_site import ROOT
 from ringspan.catalogue import catalogue
 from ringspan_registry import detect
 
-__all__ = ["check", "summary"]
+__all__ = ["Job", "check", "record", "summary"]
 
 QUICK = {
     "backend": "(every_mask_in or every_head_dim or shared_key or halves)",
@@ -58,9 +59,9 @@ def check(device: torch.device, quick: bool, budget: Budget) -> dict[str, Any]:
     jobs = [_job(kind, name, device, quick) for kind, name in usable]
     at_once = max(1, min(MOST_AT_ONCE, (os.cpu_count() or 1) // 2))
     with ThreadPoolExecutor(at_once) as pool:
-        records = list(pool.map(lambda job: _record(job, device, budget), jobs))
+        records = list(pool.map(lambda job: record(job, device, budget), jobs))
     return {
-        "exact": not any(record["state"] in FAILED for record in records),
+        "exact": not any(each["state"] in FAILED for each in records),
         "conformance": records,
         "not_run": not_run,
         "left_out": budget.left_out,
@@ -94,7 +95,8 @@ def _job(kind: str, name: str, device: torch.device, quick: bool) -> Job:
     return Job(kind, name, " and ".join(words), "all but a few kinds of tests" if quick else "")
 
 
-def _record(job: Job, device: torch.device, budget: Budget) -> dict[str, Any]:
+def record(job: Job, device: torch.device, budget: Budget) -> dict[str, Any]:
+    """What one suite found, in as many seconds as are left."""
     if not budget.allows(f"{job.kind} {job.name}"):
         return {"kind": job.kind, "name": job.name, "state": "not run"}
     start = time.monotonic()
@@ -109,7 +111,7 @@ def _record(job: Job, device: torch.device, budget: Budget) -> dict[str, Any]:
                 env=os.environ | _only(device),
                 capture_output=True,
                 text=True,
-                timeout=budget.left or 1,
+                timeout=None if math.isinf(budget.left) else max(1.0, budget.left),
                 check=False,
             )
         except subprocess.TimeoutExpired:

@@ -69,14 +69,18 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("part", ["accuracy", "ring", "overhead"])
+@pytest.mark.parametrize(
+    "part", ["conformance", "accuracy", "steps", "ring", "overhead", "kernels"]
+)
 def test_every_result_names_its_machine_and_says_that_a_cpu_is_not_a_gpu(
     results: Path, part: str
 ) -> None:
     record = read(results, part)
     assert record["machine"]["note"].startswith("not a GPU")
-    assert {"name", "torch", "cuda", "cudnn", "driver", "python", "date"} <= set(record["machine"])
+    facts = {"name", "torch", "triton", "cuda", "cudnn", "driver", "python", "date"}
+    assert facts <= set(record["machine"])
     assert record["quick"]
+    assert record["seconds"] > 0
 
 
 def test_every_plugin_of_the_sources_is_found_though_none_is_installed(results: Path) -> None:
@@ -87,6 +91,44 @@ def test_every_plugin_of_the_sources_is_found_though_none_is_installed(results: 
     unusable = [each for each in record["providers"] if not each["usable"]]
     assert unusable
     assert all(each["reason"] for each in unusable)
+
+
+def test_every_usable_backend_and_communicator_passes_the_standard_tests(results: Path) -> None:
+    record = read(results, "conformance")
+    usable = {
+        (each["kind"], each["name"])
+        for each in record["providers"]
+        if each["usable"] and each["kind"] != "ordering"
+    }
+    found = {(each["kind"], each["name"]): each for each in record["conformance"]}
+    assert set(found) == usable
+    assert {each["state"] for each in found.values()} == {"passed"}
+    masks = found["backend", "manual"]["served"][
+        "test_every_mask_in_every_dtype_is_exact_or_refused"
+    ]
+    assert {"full-bfloat16", "causal-float64"} <= set(masks)
+    assert all(record["not_run"].values())
+
+
+def test_every_usable_backend_lives_in_compiled_and_checkpointed_steps(results: Path) -> None:
+    record = read(results, "steps")
+    usable = {p["name"] for p in record["providers"] if p["kind"] == "backend" and p["usable"]}
+    assert {each["backend"] for each in record["steps"]} == usable
+    for each in record["steps"]:
+        assert each["compile"] == each["checkpoint"] == "exact"
+        assert each["syncs"].startswith("not run")
+        assert each["host_microseconds"].startswith("not measured")
+
+
+def test_every_figure_is_a_number_or_says_why_not_and_a_cpu_meets_no_target(results: Path) -> None:
+    record = read(results, "kernels")
+    assert "no figure of a GPU" in record["note"]
+    for figure in record["kernels"]:
+        assert figure["met"] is None
+        value = figure["measured"]
+        assert value > 0 if isinstance(value, float) else value.startswith("not measured: ")
+    unmeasured = [f["name"] for f in record["kernels"] if isinstance(f["measured"], str)]
+    assert all("FA2" in name or "triton" in name for name in unmeasured)
 
 
 def test_every_usable_backend_is_measured_in_every_dtype_that_it_takes(results: Path) -> None:
@@ -113,6 +155,11 @@ def test_rings_of_two_and_three_move_data_and_are_exact(results: Path) -> None:
         assert ring["exact"]
         assert ring["bytes_received"] > 0
         assert 0 < max(ring["ratios"].values()) <= 1
+
+
+@pytest.mark.parametrize("part", ["conformance", "accuracy", "steps", "ring", "kernels"])
+def test_nothing_is_left_out_where_there_is_time(results: Path, part: str) -> None:
+    assert read(results, part)["left_out"] == []
 
 
 def test_overhead_is_measured_in_each_dtype_full_and_causal(results: Path) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import ringspan as rs
 import torch
 from ringspan.catalogue import catalogue
 from torch import Tensor
 
-from tests.isolation.workspace import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-import torchscale_style
+from benchmarks import torchscale_style
 
 HEADS, HEAD_DIM = 4, 8
 KERNEL = "manual"
