@@ -188,6 +188,7 @@ GPU = DeviceInfo(type="cuda", index=0, compute_capability=(8, 0))
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU as far as a probe asks before it calls the kernel."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: (8, 0))
     monkeypatch.setattr(torch.version, "hip", None)
 
@@ -280,6 +281,11 @@ def test_other_gpus_are_a_reason(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capability)
     major, minor = capability
     assert reason() == f"compute capability {major}.{minor} (supported: 8.0..12.1)"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_that_is_not_there_is_a_reason() -> None:
+    assert Flash2().probe(DeviceInfo(type="cuda", index=7)).reason == "CUDA device 7 (there: 0..0)"
 
 
 @pytest.mark.usefixtures("gpu", "flash_attn")

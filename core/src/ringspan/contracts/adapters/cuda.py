@@ -90,7 +90,9 @@ class CudaKernel(GuardedKernel):
             )
         if torch.version.hip is not None:
             return Availability.no(f"torch {torch.__version__} is built for ROCm, not CUDA")
-        index = device.index or 0
+        index, count = device.index or 0, torch.cuda.device_count()
+        if index >= count:
+            return Availability.no(f"CUDA device {index} (there: 0..{count - 1})")
         supported = self.capabilities.compute_capabilities
         found = torch.cuda.get_device_capability(index)
         if supported and not supported[0] <= found <= supported[1]:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ringspan.contracts import CAUSAL, Availability, Lengths, Mask, MaskCase
+from ringspan.contracts import (
+    CAUSAL,
+    Availability,
+    DeviceInfo,
+    Lengths,
+    Mask,
+    MaskCase,
+    Problem,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,12 +44,15 @@ class Case:
 def trial(backend: AttentionBackend, device: torch.device, dtype: torch.dtype) -> Availability:
     """Whether `backend` really runs on `device`: usable, or which result was wrong.
 
-    A causal square is tried, and bands and tiles of many lengths where they are declared: kernels
-    disagree on where a band lies when there are more keys than queries.
+    A causal square is tried, and bands (or intervals) and tiles of many lengths where they are
+    declared and not refused on this device: kernels disagree on where a band lies when there are
+    more keys than queries.
 
     An exception of the kernel is left to the caller, which records it as a fault.
     """
     for case in _cases(backend, device):
+        if case.mask is not CAUSAL and _refused(backend, case.mask, device, dtype):
+            continue
         if wrong := _wrong(backend, case, device, dtype):
             return Availability.no(
                 f"a tiny call returned a wrong {wrong}",
@@ -54,10 +65,13 @@ def trial(backend: AttentionBackend, device: torch.device, dtype: torch.dtype) -
 def _cases(backend: AttentionBackend, device: torch.device) -> Iterator[Case]:
     triangle = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
     yield Case(CAUSAL, triangle)
-    if MaskCase.BAND in backend.capabilities.masks:
+    if backend.capabilities.takes(MaskCase.BAND):
         more, left, right = 8, 3, 10
         band = torch.ones(LENGTH, LENGTH + more, dtype=torch.bool).triu(-left).tril(right)
-        yield Case(Mask(MaskCase.BAND, left=left, right=right), band)
+        mask = Mask(MaskCase.BAND, left=left, right=right)
+        if MaskCase.BAND not in backend.capabilities.masks:
+            mask = mask.as_interval(LENGTH, LENGTH + more, device)
+        yield Case(mask, band)
     if backend.capabilities.ragged:
         cut = LENGTH // 4
         bounds = torch.tensor([0, cut, LENGTH], dtype=torch.int32, device=device)
@@ -65,6 +79,24 @@ def _cases(backend: AttentionBackend, device: torch.device) -> Iterator[Case]:
         tile = torch.arange(LENGTH) < cut
         own = tile[:, None] == tile
         yield Case(Mask(MaskCase.CAUSAL, lengths=lengths), triangle & own)
+
+
+def _refused(
+    backend: AttentionBackend, mask: Mask, device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Whether such problems never reach the kernel here."""
+    found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    problem = Problem(
+        device=device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        mask=mask.case,
+        head_dim=WIDTH,
+        value_head_dim=WIDTH,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        ragged=mask.lengths is not None,
+        device_info=DeviceInfo(type=device.type, index=device.index, compute_capability=found),
+    )
+    return any(True for _ in backend.reasons_against(problem))
 
 
 def _wrong(backend: AttentionBackend, case: Case, device: torch.device, dtype: torch.dtype) -> str:
