@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ringspan import Dense, Dilated, Layout
-from ringspan.contracts import Exchange, Grads, MaskCase, Message, Pending, TileOutput
+from ringspan.contracts import Exchange, Grads, MaskCase, Message, Pending, TileOutput, Work
 from ringspan.engine import execute
 from ringspan.engine.kernels import Kernels, Saved
 from ringspan.engine.merge import merge_
@@ -57,8 +57,24 @@ class _Choice:
     used: Any
     events: list[str] = field(default_factory=list)
 
-    def backend(self, mask: MaskCase) -> Any:
+    takes_branches = only_branches = whole = False
+    gatherer = merger = None
+
+    def backend(self, work: Work) -> Any:
         return self.used
+
+    def ragged(self, mask: MaskCase) -> bool:
+        return False
+
+
+@dataclass
+class _Chosen:
+    """Stands for what runs: launches as they are."""
+
+    choice: _Choice
+
+    def run(self, backend: Any, work: Work, what: str, launch: Any, *inputs: Any) -> Any:
+        return launch()
 
 
 class _Noting(Toy):
@@ -80,7 +96,7 @@ def _ring_of(
     events: list[str] = []
     layout = Layout(4 * world_size, world_size)
     plan = make_plan(Dense(), causal=False, kv_heads=1, layout=layout, rank=rank)
-    kernels = Kernels(_Choice(_Noting(events)), 0.5, plan)  # type: ignore[arg-type]
+    kernels = Kernels(_Chosen(_Choice(_Noting(events))), 0.5, plan)  # type: ignore[arg-type]
     local = KeyValue(torch.randn(1, 4, 1, 2), torch.randn(1, 4, 1, 2))
     exchange = _Recording(rank, world_size, events)
     channel = Channel(exchange, Buffers(torch.device("cpu")), Wire(), 17, call, backward)
@@ -139,7 +155,7 @@ def _run(backend: Toy) -> tuple[Tensor, ...]:
     layout = Layout(12)
     plan = make_plan(Dilated((4, 12), (1, 3)), causal=True, kv_heads=2, layout=layout, rank=0)
     q, k, v = torch.randn(3, 1, 12, 2, 4).unbind()
-    kernels = Kernels(_Choice(backend), 0.5, plan)  # type: ignore[arg-type]
+    kernels = Kernels(_Chosen(_Choice(backend)), 0.5, plan)  # type: ignore[arg-type]
     out, lse = execute.forward(plan, kernels, q, KeyValue(k, v), None, None)
     return execute.backward(plan, kernels, Saved(out, q, KeyValue(k, v), out, lse), None)
 
@@ -170,7 +186,7 @@ def test_kernels_that_take_strides_get_views_without_copies() -> None:
     layout = Layout(16)
     plan = make_plan(Dilated((8, 16), (2, 4)), causal=False, kv_heads=4, layout=layout, rank=0)
     x = torch.randn(1, 16, 4, 8)
-    kernels = Kernels(_Choice(Strided()), 0.5, plan)  # type: ignore[arg-type]
+    kernels = Kernels(_Chosen(_Choice(Strided())), 0.5, plan)  # type: ignore[arg-type]
     execute.forward(plan, kernels, x, KeyValue(x, x), None, None)
     assert seen == [{x.untyped_storage().data_ptr()}] * len(plan.steps[0].work)
 

@@ -24,6 +24,11 @@ class Settings(BaseModel):
     on_fault: Literal["raise", "next"] = Field(
         "raise", description="when a kernel fails: raise, or go on with the next backend"
     )
+    fused: str = Field(
+        "auto",
+        description="whose kernels gather and merge rows: a provider's; auto: any that can, on "
+        "GPUs; off: torch's operators",
+    )
     debug: bool = Field(
         False,
         description="check every message of a ring by a checksum, and every result for NaN",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ringspan.contracts.work import Affine, Indexed, Rows, Tiles
 
-__all__ = ["Selection", "in_cache", "key_rows", "query_rows"]
+__all__ = ["Selection", "head_numbers", "in_cache", "key_rows", "query_rows"]
 
 _CACHED_ELEMENTS = 2**19
 
@@ -43,6 +44,20 @@ class Selection:
         cannot say it."""
         x = self.view(x_BNHD)
         return x.reshape(-1, self.length, len(self.heads) * self.group, x.shape[-1])
+
+    def is_view(self, x_BNHD: Tensor) -> bool:
+        """Whether `tile_batch` is a view: strides can say it."""
+        if not isinstance(self.rows, Affine):
+            return False
+        (batch, row, head, _), rows = x_BNHD.stride(), self.rows
+        between = self.heads[1] - self.heads[0] if len(self.heads) > 1 else 0
+        return (
+            self.tiles == 1 or len(x_BNHD) == 1 or batch == self.tiles * rows.tile_step * row
+        ) and (
+            len(self.heads) == 1
+            or self.group == 1
+            or between * head + rows.head_step * row == self.group * head
+        )
 
     def is_all_of(self, shape: tuple[int, ...]) -> bool:
         """Whether `tile_batch` of a tensor `[B, N, H, D]` of this shape is all of it, in order."""
@@ -119,9 +134,16 @@ class Selection:
 
     def _index(self, x: Tensor, rows: Indexed) -> tuple[slice, Tensor, Tensor]:
         """Everything of the batch; rows `[T, L, K, 1]`; heads `[K, G]`."""
-        first = torch.tensor(self.heads, device=x.device).unsqueeze(-1)
-        heads = first + torch.arange(self.group, device=x.device)
+        heads = head_numbers(self.heads, self.group, x.device)
         return slice(None), rows.on(x.device).transpose(1, 2).unsqueeze(-1), heads
+
+
+@lru_cache(maxsize=1024)
+def head_numbers(heads: tuple[int, ...], group: int, device: torch.device) -> Tensor:
+    """All heads of a selection, int64 `[K, G]`, copied to the device once."""
+    with torch.inference_mode(False):
+        first = torch.tensor(heads, device=device).unsqueeze(-1)
+        return first + torch.arange(group, device=device)
 
 
 def query_rows(tiles: Tiles) -> Selection:

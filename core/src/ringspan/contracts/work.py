@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ringspan.contracts.masks import MaskCase
+from ringspan.contracts.masks import Lengths, MaskCase
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,7 +39,7 @@ class Affine:
         return replace(self, start=self.start + tiles.start * self.tile_step)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Indexed:
     """Row `l` of head `k` in tile `t` is `rows[t, k, l]`: read by a gather."""
 
@@ -62,12 +62,16 @@ class Bitmaps:
     table: npt.NDArray[np.bool_]
     which: Ints
     _tensors: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False)
+    _numbers: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def on(self, device: torch.device) -> torch.Tensor:
-        """The bitmap of each tile, bool `[T, Lq, Lk]`, from a table copied to `device` once."""
-        import torch
+        """The bitmap of each tile, bool `[T, Lq, Lk]`."""
+        table, which = self.parts_on(device)
+        return table[which]
 
-        return _on(self.table, device, self._tensors)[torch.from_numpy(self.which).to(device)]
+    def parts_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """`table` and `which` as tensors on `device`, copied there once."""
+        return _on(self.table, device, self._tensors), _on(self.which, device, self._numbers)
 
     def some(self, tiles: slice) -> Bitmaps:
         """The bitmaps of some tiles."""
@@ -236,6 +240,45 @@ class Ragged:
         """The same work as batches of equal tiles, for kernels that take no others."""
         return tuple(self._batches())
 
+    @cached_property
+    def in_line(self) -> Tiles:
+        """The rows of all tiles one after the other, as if they were one tile."""
+        return Tiles(
+            count=1,
+            query_length=int(self.query_length.sum()),
+            key_length=int(self.key_length.sum()),
+            query=_in_line(self.query_start, self.query_length, self.step, len(self.query_heads)),
+            query_heads=self.query_heads,
+            key=_in_line(self.key_start, self.key_length, self.step, len(self.key_heads)),
+            key_heads=self.key_heads,
+            group=self.group,
+            mask=self.mask,
+            forward_first=self.forward_first,
+            backward_first=self.backward_first,
+            key_first=self.key_first,
+        )
+
+    @cached_property
+    def _lengths(self) -> dict[tuple[torch.device, int], Lengths]:
+        return {}
+
+    def lengths_on(self, device: torch.device, batch: int) -> Lengths:
+        """Where the tiles of all sequences of a batch begin, copied to `device` once."""
+        if (device, batch) not in self._lengths:
+            import torch
+
+            query, key = (
+                torch.from_numpy(np.append(0, np.tile(length, batch).cumsum()))
+                for length in (self.query_length, self.key_length)
+            )
+            self._lengths[device, batch] = Lengths(
+                query.to(device, torch.int32),
+                key.to(device, torch.int32),
+                int(self.query_length.max()),
+                int(self.key_length.max()),
+            )
+        return self._lengths[device, batch]
+
     def _batches(self) -> Iterator[Tiles]:
         for chosen in equal_groups(self.query_length, self.key_length):
             query_length = int(self.query_length[chosen[0]])
@@ -271,6 +314,15 @@ def equal_groups(*keys: Ints) -> Iterator[Ints]:
     order = np.lexsort(keys)
     changes = np.logical_or.reduce([np.diff(key[order]) != 0 for key in keys])
     yield from np.split(order, np.flatnonzero(changes) + 1)
+
+
+def _in_line(start: Ints, length: Ints, step: int, heads: int) -> Rows:
+    """The rows of runs one after the other: a view where each goes on where the last ended."""
+    if (np.diff(start) == step * length[:-1]).all():
+        return Affine(int(start[0]), 0, 0, step)
+    within = np.arange(length.sum()) - np.repeat(length.cumsum() - length, length)
+    rows = np.repeat(start, length) + step * within
+    return Indexed(np.broadcast_to(rows, (1, heads, len(rows))))
 
 
 def _run_rows(start: Ints, step: int, length: int) -> Rows:

@@ -10,4 +10,5 @@ __all__ = ["capturing"]
 def capturing() -> bool:
     """Whether this thread's current CUDA stream records a graph."""
     # Builds without CUDA raise when they are asked for the stream.
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return initialized and torch.cuda.is_current_stream_capturing()

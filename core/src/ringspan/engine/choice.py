@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, cast
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ringspan.catalogue import catalogue, configuration
-from ringspan.contracts.backend import AttentionBackend, Problem
+from ringspan.contracts.backend import AttentionBackend, Problem, Task
 from ringspan.contracts.communicator import Communicator, Link
 from ringspan.contracts.errors import NoEligibleProvider
 from ringspan.contracts.masks import MaskCase
+from ringspan.contracts.work import Ragged, Work
 from ringspan.engine.ring.wire import Wire
+from ringspan.engine.sample import Sample
 from ringspan.engine.timing import seconds
 from ringspan.plan.groups import group_named
 
@@ -31,17 +34,18 @@ __all__ = [
     "WHOLE",
     "Choice",
     "Operands",
+    "Question",
     "choose",
     "choose_communicator",
     "decide",
-    "decide_whole",
     "device_info",
+    "name_of",
     "named_virtual",
     "recall",
     "remember",
 ]
 
-AUTO = "auto"
+AUTO, OFF = "auto", "off"
 WHOLE = "backend (blocks)"
 """The name of the decision about block-sparse work as a whole."""
 
@@ -84,39 +88,86 @@ class Operands:
         return str(self.dtype).removeprefix("torch.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Choice:
-    """The decisions of one call, by what was decided: a backend per mask case, a communicator."""
+    """The decisions of one call, by what was decided: backends, who moves rows, a communicator."""
 
     named: tuple[tuple[str, Decision], ...]
     wire: Wire
     """How the messages of its ring travel."""
 
-    @property
+    @cached_property
     def decisions(self) -> dict[str, Decision]:
         """`"backend (causal)"` .. `"communicator"` -> decision."""
         return dict(self.named)
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether block-sparse work is taken whole."""
-        return self.named[0][0] == WHOLE
+        return WHOLE in self.decisions
 
-    def backend(self, mask: MaskCase) -> AttentionBackend:
-        """The backend chosen for a mask case, or for block-sparse work as a whole."""
-        chosen = self.decisions[WHOLE if self.whole else backend_for(mask)].chosen
-        return cast("AttentionBackend", catalogue().provider("backend", chosen))
+    def ragged(self, mask: MaskCase) -> bool:
+        """Whether tiles of many lengths are taken in one call."""
+        return ragged_for(mask) in self.decisions
+
+    def backend(self, work: Work) -> AttentionBackend:
+        """The backend chosen for some work."""
+        return self._backends[name_of(work)]
+
+    @cached_property
+    def takes_branches(self) -> bool:
+        """Whether any backend reads rows where they lie."""
+        return any(backend.capabilities.branches for backend in self._tile_backends)
+
+    @cached_property
+    def only_branches(self) -> bool:
+        """Whether all backends do."""
+        return all(backend.capabilities.branches for backend in self._tile_backends)
+
+    @cached_property
+    def gatherer(self) -> AttentionBackend | None:
+        """Whose kernel brings rows together; None: torch's operators do."""
+        return self._backends.get(str(Task.GATHER))
+
+    @cached_property
+    def merger(self) -> AttentionBackend | None:
+        """Whose kernel puts pieces together; None: torch's operators do."""
+        return self._backends.get(str(Task.MERGE))
+
+    @cached_property
+    def _backends(self) -> dict[str, AttentionBackend]:
+        found = catalogue()
+        return {
+            name: cast("AttentionBackend", found.provider("backend", decision.chosen))
+            for name, decision in self.named
+            if decision.kind == "backend"
+        }
+
+    @property
+    def _tile_backends(self) -> list[AttentionBackend]:
+        moves = {str(task) for task in Task}
+        return [backend for name, backend in self._backends.items() if name not in moves]
 
     def communicator(self) -> Communicator:
         """The communicator chosen for a ring."""
         chosen = self.decisions["communicator"].chosen
         return cast("Communicator", catalogue().provider("communicator", chosen))
 
-    @property
+    @cached_property
     def virtual(self) -> Communicator | None:
         """The communicator, if its ranks are virtual."""
         chosen = self.communicator() if "communicator" in self.decisions else None
         return chosen if chosen is not None and chosen.virtual else None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something to decide."""
+
+    name: str
+    ask: Callable[[], Decision]
+    otherwise: str = ""
+    """What happens where nobody serves; empty: the call cannot run."""
 
 
 def named_virtual(call: Call) -> Communicator | None:
@@ -146,34 +197,73 @@ def device_info(device: torch.device) -> DeviceInfo:
 
 def decide(
     call: Call, operands: Operands, plan: Plan, *, virtual: bool = False
-) -> Iterator[tuple[str, Callable[[], Decision]]]:
-    """What has to be decided, and how to ask: every mask case that can occur on any rank.
+) -> Iterator[Question]:
+    """What has to be decided: every mask case that can occur on any rank, and the rest.
 
     All ranks ask for the same cases, so that all choose alike.
     """
-    yield from _decide_backends(call, operands, plan)
+    if plan.whole is not None:
+        yield _of_backend(call, operands, plan, WHOLE, "they are cut into tiles", blocks=True)
+    for mask in sorted(plan.masks):
+        yield _of_backend(call, operands, plan, backend_for(mask), mask=mask)
+    if not call.padded and not call.dropout_p:
+        for mask in sorted(plan.ragged_masks):
+            name = ragged_for(mask)
+            yield _of_backend(
+                call, operands, plan, name, "they run by length", mask=mask, ragged=True
+            )
+    yield from _decide_moves(call, operands)
     if plan.world_size > 1 or virtual:
         device, ranks = operands.device, plan.world_size
-        yield "communicator", partial(_decide_communicator, call, device, ranks, virtual=virtual)
+        ask = partial(_decide_communicator, call, device, ranks, virtual=virtual)
+        yield Question("communicator", ask)
 
 
-def _decide_backends(
-    call: Call, operands: Operands, plan: Plan
-) -> Iterator[tuple[str, Callable[[], Decision]]]:
+def _of_backend(
+    call: Call, operands: Operands, plan: Plan, name: str, otherwise: str = "", **kind: Any
+) -> Question:
     info = device_info(operands.device)
-    for mask in sorted(plan.masks):
-        problem = _problem(call, operands, mask, info)
-        yield (
-            backend_for(mask),
-            partial(
-                catalogue().select,
-                "backend",
-                problem,
-                info,
-                requested=call.backend,
-                measure=partial(_seconds, problem=problem),
-            ),
-        )
+    problem = _problem(call, operands, info, **kind)
+    select = partial(catalogue().select, "backend", problem, info, requested=call.backend)
+    sample = _sample(plan, operands, problem)
+    if sample is not None:
+        measure = partial(_seconds, problem=problem, sample=sample)
+        select = partial(select, measure=measure, shape=sample)
+    return Question(name, select, otherwise)
+
+
+def _sample(plan: Plan, operands: Operands, problem: Problem) -> Sample | None:
+    """The largest launch of a kind, where this rank has any."""
+    if not operands.batch:
+        return None
+    if problem.blocks:
+        return Sample(operands.batch, plan.rows, plan.rows, plan.heads) if plan.rows else None
+    found = [
+        work
+        for step in plan.steps
+        for work in step.work
+        if work.mask is problem.mask and isinstance(work, Ragged) == problem.ragged
+    ]
+    if not found:
+        return None
+    largest = max(found, key=lambda work: work.area)
+    lengths = (np.max(x) for x in (largest.query_length, largest.key_length))
+    query_length, key_length = (int(x) for x in lengths)
+    heads = len(largest.query_heads) * largest.group
+    return Sample(operands.batch * largest.count, query_length, key_length, heads)
+
+
+def _decide_moves(call: Call, operands: Operands) -> Iterator[Question]:
+    """Who gathers and merges rows: not on a CPU, where torch's operators do, unless asked to."""
+    fused = configuration().get("fused").value
+    if fused == OFF or (fused == AUTO and operands.device.type == "cpu"):
+        return
+    info = device_info(operands.device)
+    otherwise = "torch's operators do" if fused == AUTO else ""
+    for task in (Task.GATHER, Task.MERGE):
+        problem = _problem(call, operands, info, task=task)
+        ask = partial(catalogue().select, "backend", problem, info, requested=fused, measure=None)
+        yield Question(str(task), ask, otherwise)
 
 
 def _decide_communicator(
@@ -194,17 +284,6 @@ def choose_communicator(call: Call, device: torch.device, world_size: int) -> Co
     return cast("Communicator", catalogue().provider("communicator", chosen))
 
 
-def decide_whole(call: Call, operands: Operands) -> Decision:
-    """The backend for block-sparse work as a whole.
-
-    Raises:
-        NoEligibleProvider: none takes it; the work is then cut into tiles.
-    """
-    info = device_info(operands.device)
-    problem = _problem(call, operands, MaskCase.FULL, info, blocks=True)
-    return catalogue().select("backend", problem, info, requested=call.backend, measure=None)
-
-
 def choose(
     call: Call, operands: Operands, plan: Plan, wire: Wire, *, virtual: bool = False
 ) -> Choice:
@@ -213,17 +292,17 @@ def choose(
     Raises:
         NoEligibleProvider: with every candidate's reasons.
     """
-    asked = dict(decide(call, operands, plan, virtual=virtual))
-    if plan.whole is not None:
+    named: list[tuple[str, Decision]] = []
+    for question in decide(call, operands, plan, virtual=virtual):
+        if named and named[0][0] == WHOLE and question.name.startswith("backend"):
+            continue
         try:
-            whole = decide_whole(call, operands)
+            named.append((question.name, question.ask()))
         except NoEligibleProvider:
-            # Not a failure: every backend takes the same work as tiles. `explain` tells both.
-            pass
-        else:
-            others = ((name, ask()) for name, ask in asked.items() if name == "communicator")
-            return Choice(((WHOLE, whole), *others), wire)
-    return Choice(tuple((name, ask()) for name, ask in asked.items()), wire)
+            # Not a failure where the same work is done in another way, of which `explain` tells.
+            if not question.otherwise:
+                raise
+    return Choice(tuple(named), wire)
 
 
 def _group_backends(call: Call) -> str:
@@ -240,13 +319,33 @@ def backend_for(mask: MaskCase) -> str:
     return f"backend ({mask})"
 
 
-def _seconds(provider: Provider, problem: Problem) -> float:
-    return seconds(cast("AttentionBackend", provider), problem)
+def name_of(work: Work) -> str:
+    """The name of the decision about some work."""
+    if isinstance(work, Ragged):
+        return ragged_for(work.mask)
+    return WHOLE if work.blocks is not None else backend_for(work.mask)
+
+
+def ragged_for(mask: MaskCase) -> str:
+    """The name of the decision about tiles of many lengths in one call."""
+    return f"backend (ragged {mask})"
+
+
+def _seconds(provider: Provider, problem: Problem, sample: Sample) -> float:
+    return seconds(cast("AttentionBackend", provider), problem, sample)
 
 
 def _problem(
-    call: Call, operands: Operands, mask: MaskCase, info: DeviceInfo, *, blocks: bool = False
+    call: Call,
+    operands: Operands,
+    info: DeviceInfo,
+    *,
+    mask: MaskCase = MaskCase.FULL,
+    blocks: bool = False,
+    ragged: bool = False,
+    task: Task = Task.ATTEND,
 ) -> Problem:
+    moves = task is not Task.ATTEND
     return Problem(
         device=operands.device.type,
         dtype=operands.dtype_name,
@@ -255,9 +354,11 @@ def _problem(
         value_head_dim=operands.value_head_dim,
         group_size=operands.group_size,
         needs_backward=call.needs_backward,
-        key_padding=call.padded,
-        dropout=call.dropout_p > 0,
+        key_padding=call.padded and not moves,
+        dropout=call.dropout_p > 0 and not moves,
         blocks=blocks,
+        ragged=ragged,
+        task=task,
         deterministic=torch.are_deterministic_algorithms_enabled(),
         device_info=info,
     )

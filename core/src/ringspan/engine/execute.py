@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ringspan.contracts.selection import key_rows, query_rows
-from ringspan.engine.kernels import Kernels, Saved
+from ringspan.contracts.backend import AttentionBackend
+from ringspan.engine.kernels import Kernels, Saved, Sums
 from ringspan.engine.merge import Accumulator, Total, accumulation_dtype
+from ringspan.engine.pull import PulledOutput, PulledTotal
 from ringspan.engine.ring.messages import Arrival, KeyValue, Ring
 from ringspan.engine.sink import sink_logits
 from ringspan.plan.steps import Plan, Step
 
-__all__ = ["backward", "forward", "with_positive_infinity"]
+__all__ = ["backward", "forward", "output_of", "with_positive_infinity"]
 
 
 def _arrivals(
@@ -47,20 +49,25 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output `[B, N, H, Dv]` in the query's dtype and lse `[B, H, N]` of this rank's queries."""
     sinks = sink_logits(plan, sink, query)
-    rounded = plan.one_piece and sinks is None
-    dtype = query.dtype if rounded else accumulation_dtype(query.dtype)
-    shape = (*query.shape[:3], local.value.shape[-1])
-    total = Accumulator(shape, query, dtype, plan.forward_covered)
+    total = output_of(plan, kernels, query, local.value, sinks)
     for step, rows in _arrivals(plan.steps, local, ring):
         keys = kernels.keys(step, rows)
-        for tiles in kernels.launches(query, keys):
-            out, lse = kernels.forward(tiles, query, keys)
-            total.put(query_rows(tiles), out, lse, first=tiles.forward_first)
-            # Not beside the next piece.
-            del out, lse
-    if sinks is not None:
-        total.put_sink(sinks)
-    return total.out.finish(query.dtype), total.lse
+        for work in kernels.launches(query, keys):
+            kernels.attend(work, query, keys, total)
+    return total.finish(query.dtype, sinks)
+
+
+def output_of(
+    plan: Plan, kernels: Kernels, query: Tensor, value: Tensor, sinks: Tensor | None
+) -> Accumulator | PulledOutput:
+    """What takes the pieces of a forward pass."""
+    batch, rows, heads, _ = query.shape
+    shape = (batch, rows, heads, value.shape[-1])
+    alone = plan.one_piece and sinks is None
+    if kernels.choice.merger is not None and not (alone and kernels.choice.only_branches):
+        return PulledOutput(kernels.choice.merger, shape, query)
+    dtype = query.dtype if alone else accumulation_dtype(query.dtype)
+    return Accumulator(shape, query, dtype, plan.forward_covered, alone=alone)
 
 
 def backward(
@@ -71,30 +78,24 @@ def backward(
     The same plan with the final out and lse. Gradients of received rows go straight back to
     their owner while the next step computes; this rank's own rows come last.
     """
-    saved, batch = with_positive_infinity(saved), saved.query.shape[0]
-    grad_query = _total(saved.query, plan.one_piece, plan.backward_covered)
-    grad_key, grad_value = (_total(x, plan.key_one_piece, plan.key_covered) for x in saved.local)
+    saved = kernels.prepared(with_positive_infinity(saved))
+    merger = None if kernels.choice.only_branches else kernels.choice.merger
+    grad_query = _total(saved.query, plan.one_piece, plan.backward_covered, merger)
+    grad_key, grad_value = (
+        _total(x, plan.key_one_piece, plan.key_covered, merger) for x in saved.local
+    )
     returning: tuple[Step, Arrival] | None = None
     for step, rows in _arrivals(plan.backward_steps, saved.local, ring):
-        sums = None
+        keys, there = kernels.keys(step, rows), None
+        sums = Sums(grad_query, grad_key, grad_value)
         if step.index and ring is not None:
-            sums = ring.empty_grads(step, grad_key.dtype)
-        keys = kernels.keys(step, rows)
-        for tiles in kernels.launches(saved.query, keys):
-            piece = kernels.backward(tiles, saved, keys)
-            at_query, at_key = query_rows(tiles), key_rows(tiles)
-            grad_query.put(at_query, piece.query, first=tiles.backward_first)
-            if sums is None:
-                grad_key.put(at_key, piece.key, first=tiles.key_first)
-                grad_value.put(at_key, piece.value, first=tiles.key_first)
-            else:
-                at_key.add(sums.rows.key, at_key.split(piece.key, batch))
-                at_key.add(sums.rows.value, at_key.split(piece.value, batch))
-            # Not beside the next one.
-            del piece
-        if ring is not None and sums is not None:
+            there = ring.empty_grads(step, accumulation_dtype(rows.key.dtype))
+            sums = Sums(grad_query, *(Total.around(x) for x in there.rows))
+        for work in kernels.launches(saved.query, keys):
+            kernels.add_gradients(work, saved, keys, sums)
+        if ring is not None and there is not None:
             _take(ring, returning, grad_key, grad_value)
-            returning = step, ring.post_grads(step, sums)
+            returning = step, ring.post_grads(step, there)
     if ring is not None:
         _take(ring, returning, grad_key, grad_value)
     return (
@@ -105,7 +106,10 @@ def backward(
 
 
 def _take(
-    ring: Ring, returning: tuple[Step, Arrival] | None, grad_key: Total, grad_value: Total
+    ring: Ring,
+    returning: tuple[Step, Arrival] | None,
+    grad_key: Total | PulledTotal,
+    grad_value: Total | PulledTotal,
 ) -> None:
     """Adds gradients that come back to those of this rank's own rows."""
     if returning is not None:
@@ -114,10 +118,13 @@ def _take(
 
 def with_positive_infinity(saved: Saved) -> Saved:
     """Rows that saw no key get `lse = +inf`, so that every kernel's `exp(s - lse)` is zero."""
-    lse = saved.lse.masked_fill(saved.lse == -torch.inf, torch.inf)
-    return Saved(saved.grad_out, saved.query, saved.local, saved.out, lse)
+    return replace(saved, lse=saved.lse.masked_fill(saved.lse == -torch.inf, torch.inf))
 
 
-def _total(like: Tensor, one_piece: bool, covered: bool) -> Total:
+def _total(
+    like: Tensor, one_piece: bool, covered: bool, merger: AttentionBackend | None
+) -> Total | PulledTotal:
+    if merger is not None:
+        return PulledTotal(merger, like)
     dtype = like.dtype if one_piece else accumulation_dtype(like.dtype)
     return Total(tuple(like.shape), like, dtype, covered)

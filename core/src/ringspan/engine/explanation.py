@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ringspan.contracts.errors import InvalidArgument, NoEligibleProvider
 from ringspan.engine.call import Call
-from ringspan.engine.choice import WHOLE, Operands, decide, decide_whole
+from ringspan.engine.choice import WHOLE, Operands, decide
 from ringspan.engine.plans import cached_plan, cached_plans
 from ringspan.engine.ring.wire import Wire
 from ringspan.engine.virtual.calls import check_queries, device_of, layout_of
@@ -19,7 +18,7 @@ from ringspan.plan.cost import Cost, cost_of
 from ringspan.plan.staged import Staged, staged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ringspan_registry import Decision
     from torch import Tensor
@@ -195,11 +194,15 @@ class Explanation:
     """By what was decided: `"backend (causal)"`, .., `"communicator"`."""
     streamed: Streamed | None = None
     """With virtual ranks: what goes to the device and back, and stays there."""
+    otherwise: dict[str, str] = field(default_factory=dict)
+    """What happens where nobody serves a decision that a call can do without, by its name."""
 
     @property
     def can_run(self) -> bool:
-        """Whether everything that a call needs was found; taking blocks whole is no need."""
-        return all(decision.chosen for name, decision in self.decisions.items() if name != WHOLE)
+        """Whether everything that a call needs was found."""
+        return all(
+            decision.chosen or name in self.otherwise for name, decision in self.decisions.items()
+        )
 
     @property
     def flops(self) -> int:
@@ -242,8 +245,8 @@ class Explanation:
                 f"about {cost.memory / 2**20:.1f} MiB above the inputs"
             )
         for name, decision in self.decisions.items():
-            cut = name == WHOLE and not decision.chosen
-            lines.append(f"  {name}{', cut into tiles as none takes them whole' if cut else ''}:")
+            instead = "" if decision.chosen else self.otherwise.get(name, "")
+            lines.append(f"  {name}{', nobody: ' if instead else ''}{instead}:")
             lines += [f"    {line}" for line in str(decision).splitlines()]
         return "\n".join(lines)
 
@@ -276,6 +279,7 @@ def explain_call(
         ]
     else:
         plans = list(cached_plans(*asked, *heads, layout, documents, most_rows))
+    decisions = list(_decisions(call, inputs, plans[0], device, virtual=virtual is not None))
     return Explanation(
         inputs,
         repr(call.pattern),
@@ -284,8 +288,9 @@ def explain_call(
         _layout_reason(layout, plans, call.causal),
         world_size,
         tuple(_report(plan, inputs, wire) for plan in plans),
-        _decisions(call, inputs, plans[0], device, virtual=virtual is not None),
+        {name: decision for name, decision, _ in decisions},
         None if virtual is None else _streamed(plans, inputs, device),
+        {name: otherwise for name, _, otherwise in decisions if otherwise},
     )
 
 
@@ -347,15 +352,16 @@ def _streamed(plans: Sequence[Plan], inputs: Inputs, device: torch.device) -> St
 
 def _decisions(
     call: Call, inputs: Inputs, plan: Plan, device: torch.device, *, virtual: bool
-) -> dict[str, Decision]:
+) -> Iterator[tuple[str, Decision, str]]:
+    """Name, decision, and what happens where nobody serves."""
     operands = replace(inputs.operands(plan.rows), device=device)
-    decisions: dict[str, Decision] = {}
-    asked = dict(decide(call, operands, plan, virtual=virtual))
-    if plan.whole is not None:
-        decisions[WHOLE] = _answer(partial(decide_whole, call, operands))
-        if decisions[WHOLE].chosen:
-            asked = {name: ask for name, ask in asked.items() if name == "communicator"}
-    return decisions | {name: _answer(ask) for name, ask in asked.items()}
+    whole = False
+    for question in decide(call, operands, plan, virtual=virtual):
+        if whole and question.name.startswith("backend"):
+            continue
+        decision = _answer(question.ask)
+        whole |= question.name == WHOLE and bool(decision.chosen)
+        yield question.name, decision, question.otherwise
 
 
 def _answer(ask: Callable[[], Decision]) -> Decision:

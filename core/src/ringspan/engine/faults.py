@@ -27,7 +27,7 @@ def guarded_call(
     what: str,
     call: Callable[[], Result],
     inputs: Sequence[Tensor | None],
-    problem_text: str,
+    problem: object,
     check: bool,
 ) -> Result:
     """The result of `call`, one launch of a backend.
@@ -37,7 +37,7 @@ def guarded_call(
         what: `"forward"`, `"backward"`, or another method's name.
         call: the launch. It returns tensors, tuples of them, or what else it likes.
         inputs: all that it reads. An infinite `lse` is ordinary, an infinite row is not.
-        problem_text: for the message.
+        problem: what was asked, as text for the message.
         check: whether a result that holds NaN is a fault: see `Checked`. The host then waits for
             the device, so nothing is checked while a CUDA graph is recorded.
 
@@ -53,12 +53,12 @@ def guarded_call(
         if _says_no_memory(error):
             raise
         told = f"{what} raised {type(error).__name__}: {error}"
-        raise _fault(backend, told, problem_text) from error
+        raise _fault(backend, told, str(problem)) from error
     if check and not capturing():
         bad = _with_nan(what, result)
         if bad and not _excused(what, inputs):
             told = f"{what} returned NaN in {', '.join(bad)} where its inputs have none"
-            raise _fault(backend, told, problem_text)
+            raise _fault(backend, told, str(problem))
     return result
 
 

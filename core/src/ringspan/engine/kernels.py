@@ -1,30 +1,68 @@
-"""The chosen backends, called on one batch of tiles at a time."""
+"""The chosen backends, called on one piece of work at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ringspan.contracts.backend import AttentionBackend, Grads, TileOutput
-from ringspan.contracts.dropout import Dropout
+from ringspan.contracts.branch import Placed
 from ringspan.contracts.errors import BrokenContract
 from ringspan.contracts.masks import Mask
 from ringspan.contracts.selection import Selection, key_rows, query_rows
-from ringspan.contracts.work import Indexed, Tiles
+from ringspan.contracts.work import Affine, Indexed, Ragged, Tiles, Work
 from ringspan.engine.choice import Choice
+from ringspan.engine.chosen import Chosen
+from ringspan.engine.delta import deltas
+from ringspan.engine.masks import Drawn, Seed, branch_of, tile_dropout, tile_mask
 from ringspan.engine.merge import accumulation_dtype
 from ringspan.engine.ring.messages import KeyValue
+from ringspan.plan.restart import in_documents
 from ringspan.plan.steps import Plan, Step
 
-__all__ = ["Kernels", "Keys", "Saved", "Seed", "Watch", "unwatched"]
+__all__ = ["Kernels", "Keys", "Output", "Saved", "Sum", "Sums", "Watch", "unwatched"]
 
 _ELEMENTS_AT_ONCE = 2**24
 """Elements that one launch gathers or whose bitmap it expands, at most."""
+
+
+class Output(Protocol):
+    """What takes the pieces of a forward pass."""
+
+    @property
+    def into(self) -> TileOutput | None:
+        """Where a kernel may write its rows directly."""
+
+    def put(self, rows: Selection, out: Tensor, lse: Tensor, *, first: bool) -> None:
+        """Takes a piece."""
+
+
+class Sum(Protocol):
+    """What takes the pieces of one gradient."""
+
+    fresh: bool
+
+    @property
+    def tensor(self) -> Tensor:
+        """What has arrived so far."""
+
+    def put(self, rows: Selection, piece: Tensor, *, first: bool) -> None:
+        """Takes a piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The gradients of query, key and value while pieces arrive."""
+
+    query: Sum
+    key: Sum
+    value: Sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +74,8 @@ class Saved:
     local: KeyValue
     out: Tensor
     lse: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Seed:
-    """Dropout of one call."""
-
-    p: float
-    seed: int
+    delta: Tensor | None = None
+    """`[B, H, N]`, where a kernel asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +85,13 @@ class Keys:
     rows: KeyValue
     step: Step
     seen: Tensor | None
-    """`[B, rows, heads, 1]`: False for padding."""
+    """bool `[B, rows]`: False for padding."""
 
-    def positions(self) -> Tensor:
-        """`[1, rows, heads, 1]`"""
-        return _per_head(self.step.key_positions, self.rows.key)
+    @property
+    def seen_by_head(self) -> Tensor | None:
+        """`[B, rows, heads]`"""
+        heads = self.rows.key.shape[2]
+        return None if self.seen is None else self.seen.unsqueeze(-1).expand(-1, -1, heads)
 
 
 Watch = Callable[..., None]
@@ -71,7 +105,7 @@ def unwatched(*tensors: Tensor) -> None:
 class Kernels:
     """The chosen backends, and what they need to know of the call."""
 
-    choice: Choice
+    chosen: Chosen
     scale: float
     plan: Plan
     key_padding: Tensor | None = None
@@ -80,22 +114,59 @@ class Kernels:
     watch: Watch = unwatched
     """Is shown the tensors that each launch reads and makes."""
 
+    @property
+    def choice(self) -> Choice:
+        """What runs now."""
+        return self.chosen.choice
+
     def keys(self, step: Step, rows: KeyValue) -> Keys:
         """The rows at hand in a step."""
         if self.key_padding is None:
             return Keys(rows, step, None)
-        heads = rows.key.shape[2]
         seen = self.key_padding[:, step.key_positions.on(self.key_padding.device)]
-        seen = seen.to(rows.key.device)
-        return Keys(rows, step, seen[:, :, None, None].expand(-1, -1, heads, -1))
+        return Keys(rows, step, seen.to(rows.key.device))
 
-    def launches(self, query: Tensor, keys: Keys) -> Iterator[Tiles]:
-        """A step's tiles, or block-sparse work as a whole where a kernel takes it."""
+    def prepared(self, saved: Saved) -> Saved:
+        """With what the chosen kernels' backward needs of all rows, found out once."""
+        if saved.delta is not None or not self.choice.takes_branches:
+            return saved
+        return replace(saved, delta=deltas(saved.grad_out, saved.out, saved.lse.dtype))
+
+    def launches(self, query: Tensor, keys: Keys) -> Iterator[Work]:
+        """A step's work in launches: whole where a kernel takes it whole, else as tiles."""
         if self.plan.whole is not None and self.choice.whole:
             yield from self.plan.whole.tiles
             return
-        for tiles in keys.step.tiles:
-            yield from self._bounded(tiles, query, keys)
+        for work in keys.step.work:
+            if isinstance(work, Ragged) and self.choice.ragged(work.mask):
+                yield work
+                continue
+            for tiles in work.tiles:
+                if self._in_place(tiles):
+                    yield tiles
+                else:
+                    yield from self._bounded(tiles, query, keys)
+
+    def attend(self, work: Work, query: Tensor, keys: Keys, total: Output) -> None:
+        """One launch of the forward pass."""
+        if isinstance(work, Tiles) and self._in_place(work):
+            self._attend_branch(work, query, keys, total)
+        else:
+            self._attend_tiles(work, query, keys, total)
+
+    def add_gradients(self, work: Work, saved: Saved, keys: Keys, sums: Sums) -> None:
+        """One launch of the backward pass, given the final out and lse."""
+        if isinstance(work, Tiles) and self._in_place(work):
+            self._add_branch(work, saved, keys, sums)
+        else:
+            self._add_tiles(work, saved, keys, sums)
+
+    def _in_place(self, tiles: Tiles) -> bool:
+        capabilities = self._backend(tiles).capabilities
+        return capabilities.branches and tiles.blocks is None and tiles.mask in capabilities.masks
+
+    def _backend(self, work: Work) -> AttentionBackend:
+        return self.choice.backend(work)
 
     def _bounded(self, tiles: Tiles, query: Tensor, keys: Keys) -> Iterator[Tiles]:
         """The tiles in parts that gather no more than a bounded number of elements."""
@@ -108,81 +179,148 @@ class Kernels:
         most = _ELEMENTS_AT_ONCE // max(1, elements * query.shape[0])
         yield from tiles.chunks(max(1, most) if elements else tiles.count)
 
-    def forward(self, tiles: Tiles, query: Tensor, keys: Keys) -> TileOutput:
-        """One batch of tiles: out and lse."""
-        backend = self.choice.backend(tiles.mask)
-        at_query, at_key = query_rows(tiles), key_rows(tiles)
-        q, k, v = _fitting(
-            backend,
-            at_query.tile_batch(query),
-            at_key.tile_batch(keys.rows.key),
-            at_key.tile_batch(keys.rows.value),
+    def _attend_branch(self, tiles: Tiles, query: Tensor, keys: Keys, total: Output) -> None:
+        backend, into = self._backend(tiles), total.into
+        branch = branch_of(tiles, self.scale, keys.seen, self._drawn(keys), query.device)
+
+        def launch() -> TileOutput:
+            found = backend.forward_branch(query, *keys.rows, branch, into=into)
+            # Of a whole tensor, other rows may hold anything yet.
+            return found if into is None else TileOutput(branch.query.view(into.out), found.lse)
+
+        with _no_autocast(query):
+            found = self.chosen.run(backend, tiles, "forward_branch", launch, query, *keys.rows)
+        if into is None:
+            self.watch(*found)
+            shape = (query.shape[0] * tiles.count, tiles.query_length, _heads(tiles))
+            _check_output(backend, found, shape, keys.rows.value.shape[-1], query.dtype)
+            total.put(branch.query, *found, first=tiles.forward_first)
+
+    def _attend_tiles(self, work: Work, query: Tensor, keys: Keys, total: Output) -> None:
+        backend, tiles = self._backend(work), _one_length(work)
+        batch, at_query, at_key = query.shape[0], query_rows(tiles), key_rows(tiles)
+        q, k, v = self._tiles(
+            backend, (at_query, query), (at_key, keys.rows.key), (at_key, keys.rows.value)
         )
-        options = self._options(tiles, query, keys)
+        options = self._options(backend, work, query, keys)
+        if isinstance(work, Ragged):
+            q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
         self.watch(q, k, v)
         with _no_autocast(q):
-            result = backend.forward(q, k, v, **options)
-        self.watch(*result)
-        batch, length, heads, _ = q.shape
-        wide = accumulation_dtype(q.dtype)
-        _check(backend, "out", result.out, (batch, length, heads, v.shape[-1]), q.dtype)
-        _check(backend, "lse", result.lse, (batch, heads, length), wide)
-        return result
+            launch = partial(backend.forward, q, k, v, **options)
+            out, lse = self.chosen.run(backend, work, "forward", launch, q, k, v)
+        self.watch(out, lse)
+        _check_output(backend, TileOutput(out, lse), q.shape[:3], v.shape[-1], q.dtype)
+        del q, k, v, launch
+        if isinstance(work, Ragged):
+            out = torch.unflatten(out, 1, (batch, -1)).squeeze(0)
+            lse = torch.unflatten(lse, 2, (batch, -1)).squeeze(0).transpose(0, 1)
+        total.put(at_query, out, lse, first=work.forward_first)
 
-    def backward(self, tiles: Tiles, saved: Saved, keys: Keys) -> Grads:
-        """One batch of tiles: its share of the gradients, given the final out and lse."""
-        backend = self.choice.backend(tiles.mask)
-        at_query, at_key = query_rows(tiles), key_rows(tiles)
+    def _add_branch(self, tiles: Tiles, saved: Saved, keys: Keys, sums: Sums) -> None:
+        assert saved.delta is not None
+        branch = branch_of(tiles, self.scale, keys.seen, self._drawn(keys), saved.query.device)
+        backend = self._backend(tiles)
+        tensors = (saved.grad_out, saved.query, *keys.rows, saved.lse, saved.delta)
+        grads = Grads(sums.query.tensor, sums.key.tensor, sums.value.tensor)
+
+        def launch() -> Grads:
+            backend.backward_branch(
+                *tensors,
+                branch,
+                grads=grads,
+                first_query=tiles.backward_first and sums.query.fresh,
+                first_key=tiles.key_first and sums.key.fresh,
+            )
+            rows = (branch.query, branch.key, branch.key)
+            # Gathered rows would be copied only to be looked at.
+            return Grads(*(_looked_at(at, x) for at, x in zip(rows, grads, strict=True)))
+
+        with _no_autocast(saved.query):
+            self.chosen.run(backend, tiles, "backward_branch", launch, *tensors)
+
+    def _add_tiles(self, work: Work, saved: Saved, keys: Keys, sums: Sums) -> None:
+        backend, tiles = self._backend(work), _one_length(work)
+        batch, at_query, at_key = saved.query.shape[0], query_rows(tiles), key_rows(tiles)
         lse = at_query.tile_batch(saved.lse.transpose(1, 2).unsqueeze(-1))
-        grad_out, q, k, v, out = _fitting(
+        lse = lse.squeeze(-1).transpose(1, 2)
+        tensors = self._tiles(
             backend,
-            at_query.tile_batch(saved.grad_out),
-            at_query.tile_batch(saved.query),
-            at_key.tile_batch(keys.rows.key),
-            at_key.tile_batch(keys.rows.value),
-            at_query.tile_batch(saved.out),
+            (at_query, saved.grad_out),
+            (at_query, saved.query),
+            (at_key, keys.rows.key),
+            (at_key, keys.rows.value),
+            (at_query, saved.out),
         )
-        options = self._options(tiles, saved.query, keys)
-        lse = lse.squeeze(-1).transpose(1, 2).contiguous()
-        self.watch(grad_out, q, k, v, out, lse)
-        with _no_autocast(q):
-            grads = backend.backward(grad_out, q, k, v, out, lse, **options)
+        options = self._options(backend, work, saved.query, keys)
+        if isinstance(work, Ragged):
+            tensors = tuple(x.flatten(0, 1).unsqueeze(0) for x in tensors)
+            lse = lse.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+        lse = lse.contiguous()
+        self.watch(*tensors, lse)
+        grad_out, q, k, v, out = tensors
+        with _no_autocast(lse):
+            launch = partial(backend.backward, grad_out, q, k, v, out, lse, **options)
+            grads = self.chosen.run(backend, work, "backward", launch, *tensors, lse)
         self.watch(*grads)
         for name, grad, x in zip(Grads._fields, grads, (q, k, v), strict=True):
             _check(backend, f"gradient of {name}", grad, tuple(x.shape), x.dtype)
-        return grads
+        del tensors, grad_out, q, k, v, out, lse, launch
+        if isinstance(work, Ragged):
+            grads = Grads(*(torch.unflatten(x, 1, (batch, -1)).squeeze(0) for x in grads))
+        sums.query.put(at_query, grads.query, first=work.backward_first)
+        sums.key.put(at_key, grads.key, first=work.key_first)
+        sums.value.put(at_key, grads.value, first=work.key_first)
 
-    def _options(self, tiles: Tiles, query: Tensor, keys: Keys) -> dict[str, Any]:
-        mask = _mask(tiles, query, keys)
-        if mask.case not in self.choice.backend(tiles.mask).capabilities.masks:
-            mask = mask.as_interval(tiles.query_length, tiles.key_length, query.device)
-        options: dict[str, Any] = {"mask": mask, "scale": self.scale}
-        if self.dropout is not None:
-            options["dropout"] = self._dropout(self.dropout, tiles, query, keys)
+    def _tiles(
+        self, backend: AttentionBackend, *placed: tuple[Selection, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The rows as the backend takes them: views where it takes strides, else brought together
+        by a kernel if there is one."""
+        strided = backend.capabilities.strided
+        if strided and all(rows.is_view(x) for rows, x in placed):
+            return tuple(rows.tile_batch(x) for rows, x in placed)
+        if self.choice.gatherer is not None:
+            return self.choice.gatherer.gather(*(Placed(rows, x) for rows, x in placed))
+        found = (rows.tile_batch(x) for rows, x in placed)
+        return tuple(x if strided else x.contiguous() for x in found)
+
+    def _options(
+        self, backend: AttentionBackend, work: Work, query: Tensor, keys: Keys
+    ) -> dict[str, Any]:
+        device, batch = query.device, query.shape[0]
+        options: dict[str, Any] = {"scale": self.scale}
+        if isinstance(work, Ragged):
+            options["mask"] = Mask(work.mask, lengths=work.lengths_on(device, batch))
+            return options
+        mask = tile_mask(work, batch, keys.seen_by_head, device)
+        if mask.case not in backend.capabilities.masks:
+            mask = mask.as_interval(work.query_length, work.key_length, device)
+        options["mask"] = mask
+        drawn = self._drawn(keys)
+        if drawn is not None:
+            options["dropout"] = tile_dropout(work, batch, drawn, query, keys.rows.key)
         return options
 
-    def _dropout(self, seed: Seed, tiles: Tiles, query: Tensor, keys: Keys) -> Dropout:
-        batch, device = query.shape[0], query.device
-        at_query, at_key = query_rows(tiles), key_rows(tiles)
-        first = torch.tensor(tiles.query_heads, device=device).unsqueeze(-1)
-        of_keys = _by_head(at_key, keys.positions()).repeat_interleave(tiles.group, dim=1)
-        of_queries = _by_head(at_query, _per_head(self.plan.query_positions, query))
-        return Dropout(
-            p=seed.p,
-            seed=seed.seed,
-            batch=torch.arange(batch, device=device).repeat_interleave(tiles.count),
-            heads=(first + torch.arange(tiles.group, device=device)).flatten(),
-            query_positions=self._restarted(of_queries).repeat(batch, 1, 1),
-            key_positions=self._restarted(of_keys).repeat(batch, 1, 1),
-        )
+    def _drawn(self, keys: Keys) -> Drawn | None:
+        """Positions restart in documents, so that packed ones draw as each alone does."""
+        if self.dropout is None:
+            return None
+        positions = (self.plan.query_positions, keys.step.key_positions)
+        return Drawn(self.dropout, *(in_documents(x, self.plan.documents) for x in positions))
 
-    def _restarted(self, positions: Tensor) -> Tensor:
-        """Positions within their document, so that packed documents draw as each alone does."""
-        if self.plan.documents is None:
-            return positions
-        starts = torch.from_numpy(self.plan.documents.starts.copy()).to(positions.device)
-        document = torch.searchsorted(starts, positions.contiguous(), right=True) - 1
-        return positions - starts[document]
+
+def _looked_at(rows: Selection, x: Tensor) -> Tensor:
+    return rows.view(x) if isinstance(rows.rows, Affine) else x[:0]
+
+
+def _one_length(work: Work) -> Tiles:
+    """The rows of ragged work in line, those of tiles as they are."""
+    return work.in_line if isinstance(work, Ragged) else work
+
+
+def _heads(tiles: Tiles) -> int:
+    return len(tiles.query_heads) * tiles.group
 
 
 def _no_autocast(like: Tensor) -> AbstractContextManager[object]:
@@ -192,22 +330,16 @@ def _no_autocast(like: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(like.device.type, enabled=False)
 
 
-def _per_head(positions: Indexed, like: Tensor) -> Tensor:
-    """Positions `[rows]` as `[1, rows, heads, 1]` for the heads of `like`."""
-    rows = positions.on(like.device)[None, :, None, None]
-    return rows.expand(-1, -1, like.shape[2], -1)
-
-
-def _by_head(selection: Selection, x: Tensor) -> Tensor:
-    """Selected entries of `x` `[B, N, H, 1]` as `[B * T, heads, L]`."""
-    return selection.tile_batch(x).squeeze(-1).transpose(1, 2)
-
-
-def _fitting(backend: AttentionBackend, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """As they are for kernels that take strides, else contiguous."""
-    if backend.capabilities.strided:
-        return tensors
-    return tuple(x.contiguous() for x in tensors)
+def _check_output(
+    backend: AttentionBackend,
+    found: TileOutput,
+    rows: tuple[int, ...],
+    value_head_dim: int,
+    dtype: torch.dtype,
+) -> None:
+    batch, length, heads = rows
+    _check(backend, "out", found.out, (batch, length, heads, value_head_dim), dtype)
+    _check(backend, "lse", found.lse, (batch, heads, length), accumulation_dtype(dtype))
 
 
 def _check(
@@ -221,21 +353,3 @@ def _check(
             expected=f"{what} of shape {list(shape)} in {dtype} or {wide}",
             got=f"shape {list(x.shape)} in {x.dtype}",
         )
-
-
-def _mask(tiles: Tiles, query: Tensor, keys: Keys) -> Mask:
-    batch, device = query.shape[0], query.device
-    low, high = (
-        # [T, K or 1, L] -> [B * T, K * G or 1, L]
-        None if bound is None else _spread(bound.on(device), tiles.group).repeat(batch, 1, 1)
-        for bound in (tiles.low, tiles.high)
-    )
-    seen = None
-    if tiles.seen is not None:
-        seen = tiles.seen.on(device).unsqueeze(1).repeat(batch, 1, 1, 1)
-    key_seen = None if keys.seen is None else _by_head(key_rows(tiles), keys.seen)
-    return Mask(tiles.mask, low, high, seen, key_seen, tiles.blocks, tiles.left, tiles.right)
-
-
-def _spread(bound: Tensor, group: int) -> Tensor:
-    return bound if bound.shape[1] == 1 else bound.repeat_interleave(group, dim=1)

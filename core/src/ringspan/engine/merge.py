@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ringspan.contracts.backend import TileOutput
 from ringspan.contracts.selection import Selection, in_cache
 from ringspan.engine.workspace import borrow, give_back
 
@@ -51,6 +52,15 @@ class Total:
         self._shape, self._covered = shape, covered
         self._device = like.device
         self._tensor: Tensor | None = None
+        self.fresh = True
+        """Whether a piece marked as first may be written instead of added."""
+
+    @classmethod
+    def around(cls, tensor: Tensor) -> Total:
+        """A sum that goes on in a tensor which others add to as well."""
+        total = cls(tuple(tensor.shape), tensor, tensor.dtype, covered=True)
+        total._tensor, total.fresh = tensor, False
+        return total
 
     @property
     def tensor(self) -> Tensor:
@@ -63,6 +73,7 @@ class Total:
 
     def put(self, rows: Selection, piece: Tensor, *, first: bool) -> None:
         """Takes `[B * T, L, H, D]`: written where these rows are untouched, else added."""
+        first = first and self.fresh
         whole = first and self._tensor is None and rows.is_all_of(self._shape)
         if whole and piece.dtype == self.dtype:
             # The kernel's own result is the sum so far: no copy.
@@ -85,35 +96,63 @@ class Total:
 
 
 class Accumulator:
-    """Output and log-sum-exp of one rank's queries while pieces arrive."""
+    """Output and log-sum-exp of one rank's queries while pieces arrive.
+
+    Args:
+        shape: `[B, N, H, Dv]`.
+        like: the query.
+        dtype: in which the output is summed.
+        covered: as of `Total`.
+        alone: every row gets one piece at most, so that a kernel may write it where it belongs.
+    """
 
     def __init__(
-        self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype, covered: bool
+        self,
+        shape: tuple[int, int, int, int],
+        like: Tensor,
+        dtype: torch.dtype,
+        covered: bool,
+        *,
+        alone: bool = False,
     ) -> None:
         batch, rows, heads, _ = shape
-        self.out = Total(shape, like, dtype, covered)
+        self._out = Total(shape, like, dtype, covered)
         wide = accumulation_dtype(like.dtype)
-        self.lse = torch.empty((batch, heads, rows), dtype=wide, device=like.device)
+        self._lse = torch.empty((batch, heads, rows), dtype=wide, device=like.device)
+        self._alone = alone
         if not covered:
-            self.lse.fill_(-torch.inf)
+            self._lse.fill_(-torch.inf)
+
+    @property
+    def into(self) -> TileOutput | None:
+        """Where a kernel may write its rows directly."""
+        return TileOutput(*self.held) if self._alone else None
+
+    @property
+    def held(self) -> tuple[Tensor, Tensor]:
+        """What is in memory."""
+        return self._out.tensor, self._lse
 
     def put(self, rows: Selection, out: Tensor, lse: Tensor, *, first: bool) -> None:
         """Takes a piece: `out` `[B * T, L, H, Dv]` and `lse` `[B * T, H, L]` of some rows."""
-        batch = self.lse.shape[0]
+        batch = self._lse.shape[0]
         piece_lse = rows.split(lse.transpose(1, 2).unsqueeze(-1), batch)
-        lse_BNH1 = self.lse.transpose(1, 2).unsqueeze(-1)
+        lse_BNH1 = self._lse.transpose(1, 2).unsqueeze(-1)
         if first:
-            self.out.put(rows, out, first=True)
+            self._out.put(rows, out, first=True)
             rows.write(lse_BNH1, piece_lse)
             return
-        merged, merged_lse = rows.view(self.out.tensor), rows.view(lse_BNH1)
+        merged, merged_lse = rows.view(self._out.tensor), rows.view(lse_BNH1)
         merge_(merged, merged_lse, rows.split(out, batch), piece_lse)
-        rows.settle(self.out.tensor, merged)
+        rows.settle(self._out.tensor, merged)
         rows.settle(lse_BNH1, merged_lse)
 
-    def put_sink(self, logits: Tensor) -> None:
-        """Takes keys of value 0 into each row's normaliser: their logits `[H, N]` or `[H, 1]`."""
-        total = torch.logaddexp(self.lse, logits)
-        share = torch.exp(self.lse - torch.where(total == -torch.inf, 0.0, total))
-        self.out.tensor.mul_(share.transpose(1, 2).unsqueeze(-1))
-        self.lse = total
+    def finish(self, dtype: torch.dtype, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Output in `dtype` and lse, after keys of value 0 entered each row's normaliser: their
+        logits are `[H, N]` or `[H, 1]`."""
+        if sinks is not None:
+            total = torch.logaddexp(self._lse, sinks)
+            share = torch.exp(self._lse - torch.where(total == -torch.inf, 0.0, total))
+            self._out.tensor.mul_(share.transpose(1, 2).unsqueeze(-1))
+            self._lse = total
+        return self._out.finish(dtype), self._lse

@@ -89,16 +89,16 @@ def attention(
     """
     tensors = Tensors(query, key, value, sink, key_padding, documents, query_positions, seed)
     run = prepare(tensors.rows_last_contiguous(), call, N)
-    choice = run.choose()
     agreed = agreed_seed(run)
-    out, lse, traffic, forward = forward_pass(run, choice, agreed)
+    found = forward_pass(run, run.choose(), agreed)
+    out, lse, choice = found.out, found.lse, found.choice
     padded = run.padded_queries()
     if padded is not None:
         out.masked_fill_(padded[:, :, None, None], 0.0)
         lse.masked_fill_(padded[:, None, :], -torch.inf)
-    done = LastRun(run.plan.rank, run.plan.world_size, choice.decisions, *astuple(traffic))
+    done = LastRun(run.plan.rank, run.plan.world_size, choice.decisions, *astuple(found.traffic))
     _last_run.set(done)
-    ticket = torch.tensor([remember(choice), agreed, forward])
+    ticket = torch.tensor([remember(choice), agreed, found.number])
     _runs[ticket.data_ptr()] = done
     return out, lse, ticket
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ringspan.contracts.errors import KernelFault
 from ringspan.engine import execute
+from ringspan.engine.chosen import Chosen
 from ringspan.engine.merge import accumulation_dtype
 from ringspan.engine.virtual import loop as virtual
 from ringspan.engine.virtual.staging import Staging
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from ringspan.engine.ring.messages import Ring
     from ringspan.engine.run import Run
 
-__all__ = ["Traffic", "backward_pass", "empty_outputs", "forward_pass"]
+__all__ = ["Forward", "Traffic", "backward_pass", "empty_outputs", "forward_pass"]
 
 Three = tuple[Tensor, Tensor, Tensor]
 
@@ -46,22 +48,50 @@ class Traffic:
         return cls(*way.traffic)
 
 
-def forward_pass(run: Run, choice: Choice, seed: int) -> tuple[Tensor, Tensor, Traffic, int]:
-    """Output `[B, N, H, Dv]`, lse `[B, H, N]`, what moved, and the pass's number in its ring."""
-    query, local, sink = run.tensors.query, run.local, run.tensors.sink
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What a forward pass made, and what ran."""
+
+    out: Tensor
+    """`[B, N, H, Dv]`"""
+    lse: Tensor
+    """`[B, H, N]`"""
+    choice: Choice
+    traffic: Traffic
+    number: int
+    """Of the pass in its ring."""
+
+
+def forward_pass(run: Run, choice: Choice, seed: int) -> Forward:
+    """Output and lse. Where a kernel fails and the settings say so, the next backend starts anew.
+
+    Raises:
+        KernelFault: a kernel failed; on a ring it always ends the pass, as ranks must agree.
+    """
+    chosen = Chosen(choice)
+    while True:
+        try:
+            return _forward_once(run, chosen, seed)
+        except KernelFault as fault:
+            if run.group is not None or not chosen.without(fault):
+                raise
+
+
+def _forward_once(run: Run, chosen: Chosen, seed: int) -> Forward:
+    query, local, sink, choice = run.tensors.query, run.local, run.tensors.sink, chosen.choice
     if run.virtual is not None and not run.empty:
         staging = _staging(run, choice)
-        kernels = run.kernels(choice, seed, staging.resident.hold)
+        kernels = run.kernels(chosen, seed, staging.resident.hold)
         out, lse = virtual.forward(run.plans, kernels, staging, query, local, sink)
-        return out, lse, Traffic.of(staging), 0
+        return Forward(out, lse, choice, Traffic.of(staging), 0)
     with run.ring(choice) as ring:
         if run.empty:
             out, lse = empty_outputs(query, local.value)
         else:
             out, lse = execute.forward(
-                run.plan, run.kernels(choice, seed), query, local, sink, ring
+                run.plan, run.kernels(chosen, seed), query, local, sink, ring
             )
-    return out, lse, Traffic.of(ring), 0 if ring is None else ring.call
+    return Forward(out, lse, choice, Traffic.of(ring), 0 if ring is None else ring.call)
 
 
 def backward_pass(
@@ -69,14 +99,28 @@ def backward_pass(
 ) -> tuple[Three, Traffic]:
     """Gradients of query, key and value, and what moved. There is something to compute.
 
-    `forward` is the number of the forward pass.
+    `forward` is the number of the forward pass. A kernel that fails is what it is in a forward
+    pass; a choice that was made before is then made anew without it.
     """
+    chosen = Chosen(choice)
+    while True:
+        try:
+            return _backward_once(run, chosen, seed, forward, saved)
+        except KernelFault as fault:
+            if run.group is not None or not chosen.without(fault):
+                raise
+
+
+def _backward_once(
+    run: Run, chosen: Chosen, seed: int, forward: int, saved: Saved
+) -> tuple[Three, Traffic]:
+    choice = chosen.choice
     if run.virtual is not None:
         staging = _staging(run, choice)
-        kernels = run.kernels(choice, seed, staging.resident.hold)
+        kernels = run.kernels(chosen, seed, staging.resident.hold)
         return virtual.backward(run.plans, kernels, staging, saved), Traffic.of(staging)
     with run.ring(choice, forward) as ring:
-        grads = execute.backward(run.plan, run.kernels(choice, seed), saved, ring)
+        grads = execute.backward(run.plan, run.kernels(chosen, seed), saved, ring)
     return grads, Traffic.of(ring)
 
 

@@ -18,7 +18,9 @@ from ringspan.contracts.tokens import Sequence
 from ringspan.contracts.work import Indexed
 from ringspan.engine.call import Call
 from ringspan.engine.choice import Choice, Operands, choose, choose_communicator
-from ringspan.engine.kernels import Kernels, Seed, Watch, unwatched
+from ringspan.engine.chosen import Chosen
+from ringspan.engine.kernels import Kernels, Watch, unwatched
+from ringspan.engine.masks import Seed
 from ringspan.engine.plans import cached_plan, cached_plans
 from ringspan.engine.ring.exchanges import connect
 from ringspan.engine.ring.guard import guarded
@@ -105,11 +107,11 @@ class Run:
         queries = self.layout.N if self.queries is None else self.queries.length
         return self.operands.batch == 0 or queries == 0
 
-    def kernels(self, choice: Choice, seed: int, watch: Watch = unwatched) -> Kernels:
+    def kernels(self, chosen: Chosen, seed: int, watch: Watch = unwatched) -> Kernels:
         """The chosen backends with what this call asks of them."""
         p = self.call.dropout_p
         return Kernels(
-            choice,
+            chosen,
             self.scale,
             self.plan,
             self.tensors.key_padding,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ringspan.engine.delta import deltas
 from ringspan.engine.merge import accumulation_dtype
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from ringspan.plan.steps import Plan
 
 __all__ = ["grad_sink", "sink_logits"]
-
-_ROWS_AT_ONCE = 4096
 
 
 def sink_logits(plan: Plan, sink: Tensor | None, query: Tensor) -> Tensor | None:
@@ -38,12 +37,6 @@ def grad_sink(sink: Tensor, grad_out: Tensor, out: Tensor, lse: Tensor) -> Tenso
     has no sink.
     """
     dtype = lse.dtype
-    total = torch.zeros(sink.shape, dtype=dtype, device=sink.device)
-    logits = sink.to(dtype)[:, None]
-    for start in range(0, out.shape[1], _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        delta = torch.einsum("bnhd,bnhd->bhn", grad_out[:, rows].to(dtype), out[:, rows].to(dtype))
-        some = lse[..., rows]
-        share = torch.exp(logits - some.masked_fill(some == -torch.inf, torch.inf))
-        total -= (share * delta).sum((0, 2))
+    share = torch.exp(sink.to(dtype)[:, None] - lse.masked_fill(lse == -torch.inf, torch.inf))
+    total = -(share * deltas(grad_out, out, dtype)).sum((0, 2))
     return total.to(sink.dtype)

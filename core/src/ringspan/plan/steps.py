@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ringspan.contracts.documents import Documents
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.work import Indexed, Tiles, Work
+from ringspan.contracts.work import Indexed, Ragged, Tiles, Work
 from ringspan.plan.whole import Whole
 
 __all__ = ["Parcel", "Plan", "Step"]
@@ -81,6 +81,13 @@ class Plan:
     """In which positions restart."""
     whole: Whole | None = None
     """The same work as one tile for each part, where all of it is block-sparse."""
+
+    @property
+    def ragged_masks(self) -> frozenset[MaskCase]:
+        """The cases of work of many lengths, which one rank alone meets."""
+        return frozenset(
+            work.mask for step in self.steps for work in step.work if isinstance(work, Ragged)
+        )
 
     @property
     def backward_steps(self) -> tuple[Step, ...]:

@@ -15,10 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ringspan.contracts.selection import key_rows, query_rows
 from ringspan.engine.execute import with_positive_infinity
-from ringspan.engine.kernels import Kernels, Saved
-from ringspan.engine.merge import Accumulator, accumulation_dtype
+from ringspan.engine.kernels import Kernels, Saved, Sums
+from ringspan.engine.merge import Accumulator, Total, accumulation_dtype
 from ringspan.engine.ring.messages import KeyValue
 from ringspan.engine.sink import sink_logits
 from ringspan.engine.virtual.apart import parcel_apart, plan_apart, step_apart
@@ -81,12 +80,9 @@ def _attend(
     query, total = _attend_at_home(kernels, staging, sink, *next(arrivals))
     for step in _elsewhere(plan):
         _meet(kernels, staging, step, query, KeyValue(*next(arrivals)), total)
-    sinks = sink_logits(plan, sink, query)
-    if sinks is not None:
-        total.put_sink(sinks)
-    out = total.out.finish(query.dtype)
-    staging.resident.hold(out, total.lse)
-    return out, total.lse
+    out, lse = total.finish(query.dtype, sink_logits(plan, sink, query))
+    staging.resident.hold(out, lse)
+    return out, lse
 
 
 def _attend_at_home(
@@ -99,10 +95,11 @@ def _attend_at_home(
 ) -> tuple[Tensor, Accumulator]:
     """A rank's queries, and what they find among its own keys, which are let go afterwards."""
     plan = kernels.plan
-    rounded = plan.one_piece and sink is None and plan.null_keys is None
-    dtype = query.dtype if rounded else accumulation_dtype(query.dtype)
-    shape = (*query.shape[:3], value.shape[-1])
-    total = Accumulator(shape, query, dtype, plan.forward_covered)
+    alone = plan.one_piece and sink is None and plan.null_keys is None
+    dtype = query.dtype if alone else accumulation_dtype(query.dtype)
+    batch, rows, heads, _ = query.shape
+    shape = (batch, rows, heads, value.shape[-1])
+    total = Accumulator(shape, query, dtype, plan.forward_covered, alone=alone)
     for step in plan.steps:
         if step.index == 0:
             _meet(kernels, staging, step, query, KeyValue(key, value), total)
@@ -121,11 +118,9 @@ def _meet(
     resident = staging.resident
     keys = kernels.keys(step_apart(step), rows)
     with resident.beside(index_bytes(step)):
-        for tiles in kernels.launches(query, keys):
-            out, lse = kernels.forward(tiles, query, keys)
-            total.put(query_rows(tiles), out, lse, first=tiles.forward_first)
-            resident.hold(total.out.tensor, total.lse)
-            del out, lse
+        for work in kernels.launches(query, keys):
+            kernels.attend(work, query, keys, total)
+            resident.hold(*total.held)
 
 
 def backward(
@@ -244,12 +239,7 @@ def _add(
     grads: KeyValue,
 ) -> None:
     """Adds what a step's work gives to the gradients."""
-    batch = saved.query.shape[0]
-    keys = kernels.keys(step_apart(step), rows)
-    for tiles in kernels.launches(saved.query, keys):
-        piece = kernels.backward(tiles, saved, keys)
-        at_query, at_key = query_rows(tiles), key_rows(tiles)
-        at_query.add(grad_query, at_query.split(piece.query, batch))
-        at_key.add(grads.key, at_key.split(piece.key, batch))
-        at_key.add(grads.value, at_key.split(piece.value, batch))
-        del piece
+    keys, saved = kernels.keys(step_apart(step), rows), kernels.prepared(saved)
+    sums = Sums(*(Total.around(x) for x in (grad_query, *grads)))
+    for work in kernels.launches(saved.query, keys):
+        kernels.add_gradients(work, saved, keys, sums)

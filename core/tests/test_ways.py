@@ -1,0 +1,182 @@
+"""Every way to run a piece of work gives the same numbers: in place, gathered, pulled, whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import pytest
+import ringspan as rs
+import torch
+from ringspan.catalogue import catalogue
+from ringspan.contracts import (
+    AttentionBackend,
+    DeviceInfo,
+    Grads,
+    NoEligibleProvider,
+    TileOutput,
+    hookimpl,
+)
+from ringspan.contracts.errors import KernelFault
+from ringspan.testing.site import plugged_in
+from ringspan.testing.toy import Toy
+from torch import Tensor
+
+N, HEADS, KV_HEADS, HEAD_DIM, VALUE_HEAD_DIM = 311, 4, 2, 16, 8
+PATTERNS = {
+    "dense": rs.Dense(),
+    "window": rs.Dense(window=(13, 7)),
+    "longnet": rs.Dilated((64, 128, 400), (1, 2, 5)),
+    "one branch": rs.Dilated((50,), (3,)),
+    "head groups": rs.HeadGroups((64, 128), (1, 3)),
+    "blocks": rs.BlockSparse.local(32, 2, 1),
+}
+LENGTHS = (7, 20, 33, 50, 61, 13, 5, 9, 17, 30, 44, 22)
+MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "documents": {"documents": rs.Documents.from_lengths(LENGTHS)},
+    "sink": {"sink": torch.linspace(-1, 2, HEADS, dtype=torch.float64)},
+    "padding": {"key_padding": torch.arange(N) < torch.tensor([[N], [250]])},
+    "dropout": {"dropout_p": 0.3, "seed": 5},
+}
+WAYS = {
+    "in place": {"fused": "off", "backend": "toy-whole"},
+    "in place and pulled": {"fused": "toy-whole", "backend": "toy-whole"},
+    "gathered and pulled": {"fused": "toy-whole", "backend": "toy"},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toys(_toy_distribution: None) -> Iterator[None]:
+    with plugged_in("toy-whole", "ringspan.testing.toy_whole"):
+        catalogue.cache_clear()
+        yield
+    catalogue.cache_clear()
+
+
+def results(mode: dict[str, Any], **options: Any) -> tuple[Tensor, ...]:
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((HEADS, HEAD_DIM), (KV_HEADS, HEAD_DIM), (KV_HEADS, VALUE_HEAD_DIM))
+    inputs = [
+        torch.randn(2, N, *shape, generator=draw, dtype=torch.float64).requires_grad_()
+        for shape in shapes
+    ]
+    given = dict(mode)
+    if "sink" in given:
+        given["sink"] = given["sink"].clone().requires_grad_()
+        inputs.append(given["sink"])
+    out = rs.attention(*inputs[:3], **given, **options)
+    upstream = torch.randn(out.shape, generator=draw, dtype=torch.float64)
+    return out.detach(), *torch.autograd.grad(out, inputs, upstream)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_way_gives_the_numbers_of_plain_tiles(pattern: str, mode: str, causal: bool) -> None:
+    call = {"pattern": PATTERNS[pattern], "causal": causal}
+    expected = results(MODES[mode], **call, backend="toy")
+    for way, settings in WAYS.items():
+        with rs.use(**settings):
+            found = results(MODES[mode], **call)
+        for x, exact in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, exact, rtol=1e-11, atol=1e-11, msg=way)
+
+
+def test_the_run_says_who_gathered_and_merged() -> None:
+    with rs.use(**WAYS["gathered and pulled"]):
+        results({}, pattern=PATTERNS["longnet"])
+    decisions = rs.last_run().decisions  # type: ignore[union-attr]
+    assert decisions["gather"].chosen == decisions["merge"].chosen == "toy-whole"
+    assert decisions["backend (full)"].chosen == "toy"
+
+
+def test_on_a_cpu_torch_moves_rows_unless_a_provider_is_named() -> None:
+    results({}, pattern=PATTERNS["longnet"], backend="toy")
+    assert not {"gather", "merge"} & set(rs.last_run().decisions)  # type: ignore[union-attr]
+
+
+def test_a_named_mover_that_cannot_is_refused_by_name() -> None:
+    with rs.use(fused="toy"), pytest.raises(NoEligibleProvider, match="task gather"):
+        results({}, pattern=PATTERNS["longnet"], backend="toy")
+
+
+def test_packed_documents_are_one_launch_for_a_kernel_that_takes_many_lengths() -> None:
+    results(MODES["documents"], pattern=rs.Dense(), causal=True, backend="toy-whole")
+    assert "backend (ragged causal)" in rs.last_run().decisions  # type: ignore[union-attr]
+
+
+class Failing(Toy):
+    """A toy that fails at what it is told to."""
+
+    name = "failing"
+    at: ClassVar[str] = ""
+    how: ClassVar[str] = ""
+
+    def priority(self, device: DeviceInfo) -> int:
+        return 1000
+
+    def forward(self, *tensors: Any, **options: Any) -> TileOutput:
+        return self._spoilt("forward", super().forward(*tensors, **options))
+
+    def backward(self, *tensors: Any, **options: Any) -> Grads:
+        return self._spoilt("backward", super().backward(*tensors, **options))
+
+    def _spoilt(self, what: str, result: Any) -> Any:
+        if what != self.at:
+            return result
+        if self.how == "raise":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        result[1].view(-1)[0] = torch.nan
+        return result
+
+
+@hookimpl
+def ringspan_attention_backends() -> Sequence[AttentionBackend]:
+    return [Failing()]
+
+
+@pytest.fixture
+def failing(toys: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A fresh registry in which a backend of highest priority fails."""
+    monkeypatch.setitem(sys.modules, "failing_backend", sys.modules[__name__])
+    with plugged_in("failing", "failing_backend"):
+        catalogue.cache_clear()
+        yield
+    catalogue.cache_clear()
+
+
+@pytest.mark.parametrize("how", ["raise", "nan"])
+@pytest.mark.parametrize("at", ["forward", "backward"])
+def test_a_failing_kernel_is_named_with_its_problem(
+    failing: None, monkeypatch: pytest.MonkeyPatch, at: str, how: str
+) -> None:
+    monkeypatch.setattr(Failing, "at", at)
+    monkeypatch.setattr(Failing, "how", how)
+    with pytest.raises(KernelFault, match=r"backend 'failing'.*head_dim=16") as caught:
+        results({}, pattern=PATTERNS["longnet"])
+    assert caught.value.backend == "failing"
+    assert caught.value.reason.startswith(at)
+
+
+@pytest.mark.parametrize("how", ["raise", "nan"])
+@pytest.mark.parametrize("at", ["forward", "backward"])
+def test_the_next_backend_goes_on_where_the_settings_say_so(
+    failing: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    at: str,
+    how: str,
+) -> None:
+    expected = results({}, pattern=PATTERNS["longnet"], backend="toy")
+    monkeypatch.setattr(Failing, "at", at)
+    monkeypatch.setattr(Failing, "how", how)
+    with rs.use(on_fault="next"):
+        for _ in range(2):
+            found = results({}, pattern=PATTERNS["longnet"])
+            for x, exact in zip(found, expected, strict=True):
+                torch.testing.assert_close(x, exact, rtol=1e-11, atol=1e-11)
+    told = [each for each in caplog.records if "quarantined" in each.getMessage()]
+    assert [each.levelname for each in told] == ["WARNING"]
+    assert rs.last_run().decisions["backend (full)"].chosen != "failing"  # type: ignore[union-attr]
