@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ringspan.contracts import CAUSAL, FULL, AttentionBackend, MaskCase, Problem
 from ringspan_registry import detect
 from torch import Tensor
 
-__all__ = ["Shape", "best", "candidates", "flops", "named", "paired"]
+__all__ = ["Best", "Shape", "best", "candidates", "flops", "named", "paired"]
 
 SAMPLE_SECONDS = 0.02
 """One sample holds as many calls, one behind the other, as take so long: the host runs ahead."""
@@ -108,18 +108,47 @@ def candidates(shape: Shape) -> list[AttentionBackend]:
     return found
 
 
-def best(shape: Shape, *, backward: bool, short: int) -> tuple[AttentionBackend, dict[str, float]]:
-    """The fastest kernel, and the seconds of each that was tried; slow ones only on short tiles."""
-    quick = Shape(1, short, *(getattr(shape, name) for name in _OTHERS))
-    timed = {each.name: _seconds(quick, each, backward) for each in candidates(shape)}
-    limit = NOT_SLOWER * min(timed.values())
-    tried = [each for each in candidates(shape) if timed[each.name] <= limit]
-    if quick.length < shape.length or shape.batch > 1:
-        timed = {each.name: _seconds(shape, each, backward) for each in tried}
-    return min(tried, key=lambda each: timed[each.name]), timed
+@dataclass(frozen=True)
+class Best:
+    """The fastest kernel, and what became of the others."""
+
+    backend: AttentionBackend
+    seconds: dict[str, float]
+    """Of each that was tried on these tiles; slow ones were on shorter ones alone."""
+    broken: dict[str, str]
+    """What those raised that could not be timed."""
 
 
-_OTHERS = ("heads", "head_dim", "dtype", "device", "causal")
+def best(shape: Shape, *, backward: bool, short: int) -> Best:
+    """The fastest of all usable backends, on tiles of `short` tokens first.
+
+    Raises:
+        Unmeasured: none could be timed.
+    """
+    quick = replace(shape, batch=1, length=short)
+    broken: dict[str, str] = {}
+    timed = _timed(quick, candidates(shape), backward, broken)
+    limit = NOT_SLOWER * min(timed.values(), default=math.inf)
+    tried = [each for each in candidates(shape) if timed.get(each.name, math.inf) <= limit]
+    if quick != shape:
+        timed = _timed(shape, tried, backward, broken)
+    able = [each for each in tried if each.name in timed]
+    if not able:
+        raise Unmeasured(f"no kernel could be timed: {broken}")
+    return Best(min(able, key=lambda each: timed[each.name]), timed, broken)
+
+
+def _timed(
+    shape: Shape, backends: list[AttentionBackend], backward: bool, broken: dict[str, str]
+) -> dict[str, float]:
+    """Seconds by name; what is raised goes into `broken`."""
+    timed = {}
+    for backend in backends:
+        try:
+            timed[backend.name] = _seconds(shape, backend, backward)
+        except Exception as error:  # noqa: BLE001 - whatever a kernel raises is told
+            broken[backend.name] = f"{type(error).__name__}: {error}"[:500]
+    return timed
 
 
 def _seconds(shape: Shape, backend: AttentionBackend, backward: bool) -> float:

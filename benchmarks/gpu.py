@@ -130,7 +130,7 @@ def _run(device: torch.device, options: argparse.Namespace) -> int:
             out.mkdir(parents=True, exist_ok=True)
             text = json.dumps(_plain({**facts, **found}), indent=1, allow_nan=False)
             (out / f"{part.name}.json").write_text(text + "\n")
-    print("\nevery number is exact" if exact else "\nNOT EXACT: see above")
+    print("\nevery number is exact" if exact else "\nNOT EXACT, OR FAILED: see above")
     if out is not None:
         print(f"results in {out}")
     return 0 if exact else 1

@@ -131,7 +131,8 @@ def _reason(refusal: NoEligibleProvider, backend: str) -> str:
 def _chosen() -> set[str]:
     run = rs.last_run()
     assert run is not None
-    return {decision.chosen for decision in run.decisions.values() if decision.kind == "backend"}
+    decisions = [each for each in run.decisions.values() if each.kind == "backend"]
+    return {decision.chosen for decision in decisions if decision.chosen}
 
 
 def _finding(case: Case, *what: str) -> dict[str, Any]:

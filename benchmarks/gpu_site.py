@@ -141,6 +141,6 @@ def _remedy(missing: list[str], needed: list[str]) -> str:
         f"needs {', '.join(missing)}, which this Python lacks. Where there is a network, run\n"
         f"  python -m pip download --python-version {python} --only-binary=:all: "
         "--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 "
-        f"-d .gpu-wheels {others}\n"
+        f"-d .gpu-wheels {others} pytest hypothesis\n"
         "in the root of the repository, and bring .gpu-wheels along with it"
     )

@@ -31,7 +31,7 @@ def figures(shape: Shape, pairs: int, short: int) -> Iterator[Figure]:
 
 
 def _ratio(shape: Shape, pairs: int, short: int, backward: bool) -> tuple[float, dict[str, Any]]:
-    bare, timed = best(shape, backward=backward, short=short)
+    fastest = best(shape, backward=backward, short=short)
     tensors = shape.tensors()
     leaves = [x.detach().requires_grad_(backward) for x in tensors[:3]]
 
@@ -41,12 +41,16 @@ def _ratio(shape: Shape, pairs: int, short: int, backward: bool) -> tuple[float,
             torch.autograd.grad(out, leaves, tensors[3])
 
     found = paired(
-        shape.calls(bare, backward=backward, tensors=tensors), front_door, pairs, shape.device
+        shape.calls(fastest.backend, backward=backward, tensors=tensors),
+        front_door,
+        pairs,
+        shape.device,
     )
     work = flops(shape, backward=backward)
     return found.ratio, {
-        "best_bare": bare.name,
-        "bare_teraflops": {name: work / each / 1e12 for name, each in timed.items()},
+        "best_bare": fastest.backend.name,
+        "broken": fastest.broken,
+        "bare_teraflops": {name: work / each / 1e12 for name, each in fastest.seconds.items()},
         "front_door_teraflops": work / statistics.median(found.second) / 1e12,
         "ran": ran(),
         "ratios": found.ratios,

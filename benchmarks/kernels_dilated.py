@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from bare import Shape, best, flops, named, paired
+from bare import Best, Shape, best, flops, named, paired
 from dilated import Dilated, kernel_of_last_run
 from figures import Figure, Target, Unmeasured
 from measure import peak_bytes
@@ -48,21 +48,22 @@ def figures(problem: Dilated, pairs: int) -> Iterator[Figure]:
 
 
 @cache
-def _dense(shape: Shape) -> tuple[AttentionBackend, dict[str, float]]:
+def _dense(shape: Shape) -> Best:
     return best(shape, backward=True, short=shape.length)
 
 
 def _rate(problem: Dilated, pairs: int) -> tuple[float, dict[str, Any]]:
     dense = problem.dense
-    kernel, timed = _dense(dense)
+    fastest = _dense(dense)
     work = problem.flops(), flops(dense, backward=True)
-    bare = dense.calls(kernel, backward=True)
+    bare = dense.calls(fastest.backend, backward=True)
     found = paired(bare, problem.ours(problem.tensors()), pairs, problem.device)
     return found.ratio * work[0] / work[1], {
         "ran": kernel_of_last_run(),
-        "best_dense": kernel.name,
+        "best_dense": fastest.backend.name,
+        "broken": fastest.broken,
         "teraflops": work[0] / statistics.median(found.second) / 1e12,
-        "dense_teraflops": {name: work[1] / each / 1e12 for name, each in timed.items()},
+        "dense_teraflops": {name: work[1] / each / 1e12 for name, each in fastest.seconds.items()},
         "seconds": statistics.median(found.second),
         "ratios": [ratio * work[0] / work[1] for ratio in found.ratios],
     }
