@@ -9,10 +9,7 @@ TOX_ARGS ?=
 GPU_ARGS ?=
 
 # The distributions depend on each other and are not published: one pip command installs them all.
-DISTRIBUTIONS = ./registry './core[cli,plot]' \
-    ./plugins/backends/manual ./plugins/backends/sdpa \
-    ./plugins/orderings/identity ./plugins/orderings/hilbert ./plugins/orderings/balanced \
-    ./plugins/communicators/isend ./plugins/communicators/nccl ./plugins/communicators/host .
+DISTRIBUTIONS = ./registry './core[cli,plot]' $(wildcard ./plugins/*/*) .
 
 SOURCES := $(shell find registry core plugins -path '*/src/*' -type f -not -name '*.pyc') \
     pyproject.toml $(wildcard registry/pyproject.toml core/pyproject.toml plugins/*/*/pyproject.toml)

@@ -61,7 +61,9 @@ class Chosen:
         """
         if configuration().get("on_fault").value != "next":
             return False
-        catalogue().quarantine("backend", fault.backend, f"{fault.reason}, asked for {fault.expected}")
+        catalogue().quarantine(
+            "backend", fault.backend, f"{fault.reason}, asked for {fault.expected}"
+        )
         try:
             self.choice = _again(self.choice, fault.backend)
         except NoEligibleProvider:
