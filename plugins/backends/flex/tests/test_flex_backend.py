@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any, ClassVar
 
 import pytest
@@ -33,6 +34,7 @@ from ringspan_flex import Flex, backend, masks, ringspan_attention_backends
 from ringspan_flex.blocks import BLOCK
 from ringspan_flex.kernel import Attention, Shapes, compiled, gradients
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import (
     BlockMask,
     _create_empty_block_mask,
@@ -42,6 +44,7 @@ from torch.nn.attention.flex_attention import (
 torch.set_num_threads(1)
 
 CPU = DeviceInfo(type="cpu")
+COMPILE = torch.compile
 
 
 def dense(
@@ -66,12 +69,17 @@ class Dense(Flex):
     def probe(self, device: DeviceInfo) -> Availability:
         if device.type != "cpu":
             return Availability.no(f"device {device.type} (supported: cpu)")
-        return trial(self, torch.device("cpu"), torch.float32)
+        return dense_trial()
 
     def attention(
         self, mask: Mask, query: Tensor, key: Tensor, scale: float, *, trained: bool
     ) -> Attention:
         return dense
+
+
+@cache
+def dense_trial() -> Availability:
+    return trial(Dense(), torch.device("cpu"), torch.float32)
 
 
 class TestFlex(AttentionBackendSuite):
@@ -245,7 +253,7 @@ def test_a_row_without_keys_here_has_no_gradient_here(anywhere: float) -> None:
 
 def shapes(**changed: Any) -> Shapes:
     given = {"mask": "full", "heads": 2, "kv_heads": 2, "head_dim": 16, "dtype": torch.float32}
-    where = {"device": torch.device("cpu"), "scale": 1.0, "trained": False}
+    where = {"device": torch.device("cpu"), "scale": 1.0, "special": (), "trained": False}
     return Shapes(**(given | where | changed))
 
 
@@ -253,6 +261,46 @@ def test_each_kind_of_mask_and_class_of_shapes_is_compiled_once() -> None:
     assert compiled(shapes()) is compiled(shapes())
     assert compiled(shapes(mask="causal")) is not compiled(shapes())
     assert compiled(shapes(heads=4)) is not compiled(shapes())
+
+
+LENGTHS = ((33, 29), (40, 30), (200, 300), (150, 260))
+
+
+@pytest.mark.parametrize("case", sorted(set(MaskCase) - {MaskCase.BAND}))
+def test_one_compiled_kernel_serves_masks_and_lengths_of_its_class(
+    case: MaskCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced for the compiler and then run as the dense formula, since a CPU has no kernel."""
+    counters: list[Any] = []
+
+    def traced(function: Any, **options: Any) -> Any:
+        counters.append(CompileCounterWithBackend("eager"))
+        return COMPILE(function, backend=counters[-1], **options)
+
+    class Traced(Flex):
+        capabilities: ClassVar[Capabilities] = replace(
+            Flex.capabilities, devices=frozenset({"cpu"}), backward=False
+        )
+
+    compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", traced)
+    for seed, (queries, keys) in enumerate(LENGTHS):
+        for batch in (2, 3):
+            tile = Tile(
+                batch=batch,
+                query_length=queries,
+                key_length=keys,
+                mask=case,
+                group_size=2,
+                mask_axes="BL",
+                key_padding=True,
+                seed=seed,
+            )
+            operands = tile.operands(CPU)
+            assert_exact(operands.results(Traced()), operands.exact())
+    compiled.cache_clear()
+    assert len(counters) <= len(LENGTHS)
+    assert max(counter.frame_count for counter in counters) <= 4  # torch.compile takes 8
 
 
 def test_what_the_compiler_refuses_raises_and_does_not_run_uncompiled() -> None:

@@ -154,15 +154,16 @@ class Flex(CudaKernel):
         self, mask: Mask, query: Tensor, key: Tensor, scale: float, *, trained: bool
     ) -> Attention:
         """The compiled kernel for such tensors `[B, H, L, D]`."""
-        _, heads, _, head_dim = query.shape
+        sizes = _sizes(query, key)
         shapes = Shapes(
             mask=kind(mask),
-            heads=heads,
-            kv_heads=key.shape[1],
-            head_dim=head_dim,
+            heads=sizes.heads,
+            kv_heads=sizes.kv_heads,
+            head_dim=query.shape[-1],
             dtype=query.dtype,
             device=query.device,
             scale=scale,
+            special=sizes.special,
             trained=trained,
         )
         return compiled(shapes)

@@ -26,7 +26,11 @@ OPTIONS: Any = {"FLOAT32_PRECISION": "'ieee'"}
 
 
 class Shapes(NamedTuple):
-    """What is compiled in. Lengths are not: they become variables once they change."""
+    """What is compiled in. Lengths are not: they become variables once they change.
+
+    torch.compile compiles again where a length is of a special size, and refuses to do so many
+    times. Each class of lengths is therefore a kernel of its own.
+    """
 
     mask: str
     heads: int
@@ -35,6 +39,7 @@ class Shapes(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     scale: float
+    special: tuple[bool, ...]
     trained: bool
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from ringspan.contracts import Lengths, Mask, MaskCase
 
-from ringspan_flex.blocks import bitmap_blocks, interval_blocks, padding_blocks
+from ringspan_flex.blocks import BLOCK, bitmap_blocks, interval_blocks, padding_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,16 +43,47 @@ class Sizes:
     keys: int
     device: torch.device
 
+    @property
+    def special(self) -> tuple[bool, ...]:
+        """What the compiler takes for a constant, and would compile again for another value.
+
+        Sizes of one (here and of what is counted in blocks), and equal ones.
+        """
+        return (
+            self.batch == 1,
+            self.queries == 1,
+            self.keys == 1,
+            self.queries <= BLOCK,
+            self.keys <= BLOCK,
+            self.queries == self.keys,
+        )
+
 
 def kind(mask: Mask) -> str:
-    """What of a mask is compiled in, and not read from its tensors."""
-    case = MaskCase.INTERVAL if _is_interval(mask) else mask.case
-    return f"{case}, padded" if mask.key_seen is not None else str(case)
+    """What of a mask is compiled in and not read from its tensors, the axes they share included.
+
+    Example:
+        >>> row = torch.arange(4)
+        >>> kind(Mask(MaskCase.INTERVAL, low=0 * row, high=row.expand(2, 1, 4)))
+        'interval, low: one batch one head, high: one head'
+    """
+    said = [str(_compiled_case(mask))]
+    for name, x, dims in (
+        ("low", mask.low, 3),
+        ("high", mask.high, 3),
+        ("seen", mask.seen, 4),
+        ("key_seen", mask.key_seen, 3),
+    ):
+        if x is not None:
+            batch, heads = _aligned(x, dims).shape[:2]
+            shared = (" one batch" if batch == 1 else "") + (" one head" if heads == 1 else "")
+            said.append(f"{name}:{shared}")
+    return ", ".join(said)
 
 
 def block_mask(mask: Mask, sizes: Sizes) -> BlockMask | None:
     """The mask for tensors of these sizes; None: everything is seen."""
-    if kind(mask) == MaskCase.FULL:
+    if _compiled_case(mask) is MaskCase.FULL and mask.key_seen is None:
         return None
     given = (mask.low, mask.high, mask.seen, mask.key_seen)
     bounds = (mask.lengths.query_bounds, mask.lengths.key_bounds) if mask.lengths else ()
@@ -60,8 +91,10 @@ def block_mask(mask: Mask, sizes: Sizes) -> BlockMask | None:
     return _made(mask.case, mask.left, mask.right, tensors, sizes)
 
 
-def _is_interval(mask: Mask) -> bool:
-    return mask.case in (MaskCase.INTERVAL, MaskCase.BAND) or mask.lengths is not None
+def _compiled_case(mask: Mask) -> MaskCase:
+    """Bands and tiles of many lengths are intervals too: their numbers are not compiled in."""
+    interval = mask.case is MaskCase.BAND or mask.lengths is not None
+    return MaskCase.INTERVAL if interval else mask.case
 
 
 class _Unchanged:
@@ -97,7 +130,7 @@ def _made(
         mask = replace(mask, lengths=Lengths(query_bounds, key_bounds, 0, 0))
     shown, blocks = _shown(mask, sizes)
     if key_seen is not None:
-        real = _aligned(key_seen, 3)
+        real = _aligned(key_seen, 3).expand(-1, -1, sizes.keys).contiguous()
         if real.shape[1] > 1:
             real = real.repeat_interleave(sizes.heads // sizes.kv_heads, 1)
         blocks = blocks & padding_blocks(real)
@@ -110,11 +143,11 @@ def _shown(mask: Mask, sizes: Sizes) -> tuple[Seen, Blocks]:
     shape = (sizes.batch, sizes.heads, sizes.queries)
     if mask.case is MaskCase.BITMAP:
         assert mask.seen is not None
-        seen = _aligned(mask.seen, 4).expand(-1, -1, sizes.queries, sizes.keys)
+        seen = _aligned(mask.seen, 4).expand(-1, -1, sizes.queries, sizes.keys).contiguous()
         return _bitmap(seen.expand(*shape, sizes.keys)), bitmap_blocks(seen)
     low, high = _bounds(mask, sizes)
     blocks = interval_blocks(low, high, sizes.keys)
-    if kind(replace(mask, key_seen=None)) == MaskCase.INTERVAL:
+    if _compiled_case(mask) is MaskCase.INTERVAL:
         return _interval(low.expand(shape), high.expand(shape)), blocks
     return (_causal if mask.case is MaskCase.CAUSAL else _everything), blocks
 
@@ -133,7 +166,10 @@ def _bounds(mask: Mask, sizes: Sizes) -> tuple[Int[Tensor, "#B #H Lq"], Int[Tens
         assert said.low is not None
         assert said.high is not None
         low, high = said.low, said.high
-    low, high = (_aligned(x, 3).expand(-1, -1, sizes.queries).to(torch.int32) for x in (low, high))
+    low, high = (
+        _aligned(x, 3).expand(-1, -1, sizes.queries).to(torch.int32).contiguous()
+        for x in (low, high)
+    )
     return low, high
 
 
