@@ -19,14 +19,18 @@ from ringspan.contracts import (
     CAUSAL,
     FULL,
     AttentionBackend,
+    Availability,
     DeviceInfo,
+    Grads,
     InvalidArgument,
     Mask,
     MaskCase,
     Problem,
+    TileOutput,
 )
 from ringspan.contracts.adapters import arguments, cuda
 from ringspan.contracts.masks import Lengths
+from ringspan.testing import AttentionBackendSuite
 from ringspan_sdpa import (
     SdpaCpu,
     SdpaCudnn,
@@ -84,22 +88,22 @@ def check_bounds(bounds: Tensor, rows: int) -> None:
     assert bounds[-1] == rows
 
 
-def window(queries: int, keys: int, left: int, right: int) -> Tensor | None:
+def window(query: Tensor, key: Tensor, left: int, right: int) -> Tensor | None:
     """What flash's windows hide; its diagonal ends at the last query and the last key.
 
     A window as wide as the keys is none, even where it would hide keys from many queries.
     """
+    queries, keys = query.shape[1], key.shape[1]
     left, right = (-1 if x >= keys else x for x in (left, right))
     if left < 0 and right < 0:
         return None
     last = torch.arange(queries)[:, None] + keys - queries
-    key = torch.arange(keys)
     seen = torch.ones(queries, keys, dtype=torch.bool)
     if left >= 0:
-        seen &= key >= last - left
+        seen &= torch.arange(keys) >= last - left
     if right >= 0:
-        seen &= key <= last + right
-    return torch.where(seen, 0.0, -1e30).double()[None, None]
+        seen &= torch.arange(keys) <= last + right
+    return (~seen)[None, None].to(arguments.lse_dtype(query.dtype)) * -1e30
 
 
 def stretches(cum_q: Tensor, cum_k: Tensor) -> list[tuple[slice, slice]]:
@@ -148,14 +152,14 @@ class CudaOperators(TorchDispatchMode):
             assert max_k >= max(cum_seq_k.diff())
             assert (window_size_left, window_size_right) == (-1, -1)
             out = torch.empty_like(query)
-            lse = query.new_empty(query.shape[1::-1])
+            lse = query.new_empty(query.shape[1::-1], dtype=arguments.lse_dtype(query.dtype))
             for rows, keys in stretches(cum_seq_q, cum_seq_k):
                 tile = (x[None, part] for x, part in ((query, rows), (key, keys), (value, keys)))
                 o, row_lse = cpu_forward(*swapped(*tile), causal=is_causal, scale=scale)
                 out[rows], lse[:, rows] = o[0].transpose(0, 1), row_lse[0]
             return out, lse, NOT_READ, NOT_READ, NOT_READ
         assert (max_q, max_k) == (query.shape[1], key.shape[1])
-        bias = window(max_q, max_k, window_size_left, window_size_right)
+        bias = window(query, key, window_size_left, window_size_right)
         out, lse = cpu_forward(
             *swapped(query, key, value), causal=is_causal, bias=bias, scale=scale
         )
@@ -187,7 +191,7 @@ class CudaOperators(TorchDispatchMode):
                     grad[where] = part[0].transpose(0, 1)
             return tuple(grads)
         assert (max_q, max_k) == (query.shape[1], key.shape[1])
-        bias = window(max_q, max_k, window_size_left, window_size_right)
+        bias = window(query, key, window_size_left, window_size_right)
         tensors = swapped(grad_out, query, key, value, out)
         grads = cpu_backward(*tensors, logsumexp, causal=is_causal, bias=bias, scale=scale)
         return tuple(swapped(*grads))
@@ -212,7 +216,8 @@ class CudaOperators(TorchDispatchMode):
                 query, key, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
             )
             width = max_seqlen_q + -max_seqlen_q % 32
-            lse = query.new_full((len(tiles), query.shape[2], width), GARBAGE)
+            shape, dtype = (len(tiles), query.shape[2], width), arguments.lse_dtype(query.dtype)
+            lse = query.new_full(shape, GARBAGE, dtype=dtype)
             for tile, (rows, keys) in enumerate(tiles):
                 parts = (query[:, rows], key[:, keys], value[:, keys])
                 o, row_lse = cpu_forward(*swapped(*parts), causal=causal, scale=scale)
@@ -332,10 +337,12 @@ def with_bias_and_triangle(
     operator: Any, given: tuple[Tensor, ...], bias: Tensor | None, causal: bool, scale: float,
     *lse: Tensor,
 ) -> Any:  # fmt: skip
-    """The CPU operator takes one of the two, the memory-efficient one takes both."""
-    if bias is not None and causal:
-        hidden_later = torch.ones(bias.shape[-2:]).triu(1).mul(-1e30).to(bias.dtype)
-        bias, causal = bias + hidden_later, False
+    """The CPU operator takes one of the two, and a bias that is wider than 16 bits."""
+    if bias is not None:
+        bias = bias.to(arguments.lse_dtype(bias.dtype))
+        if causal:
+            bias = bias + torch.ones(bias.shape[-2:], dtype=bias.dtype).triu(1).mul(-1e30)
+        causal = False
     return operator(*swapped(*given), *lse, causal=causal, bias=bias, scale=scale)
 
 
@@ -760,3 +767,51 @@ def test_kernels_that_use_atomics_refuse_deterministic_problems(backend: Attenti
         "cuda", "float16", MaskCase.FULL, 64, 64, deterministic=True, device_info=gpu(9, 0)
     )
     assert any("deterministic" in reason for reason in backend.reasons_against(problem))
+
+
+def on_a_cpu(kernel: type[AttentionBackend]) -> AttentionBackend:
+    """The same provider for CPU tensors, whose operators are the stand-ins."""
+
+    class OnCpu(kernel):
+        capabilities = replace(
+            kernel.capabilities, devices=frozenset({"cpu"}), compute_capabilities=None
+        )
+
+        def probe(self, device: DeviceInfo) -> Availability:
+            if device.type != "cpu":
+                return Availability.no(f"device {device.type} (supported: cpu)")
+            return Availability.yes()
+
+        def forward(self, *args: Any, **kwargs: Any) -> TileOutput:
+            with CudaOperators():
+                return super().forward(*args, **kwargs)
+
+        def backward(self, *args: Any, **kwargs: Any) -> Grads:
+            with CudaOperators():
+                return super().backward(*args, **kwargs)
+
+    return OnCpu()
+
+
+class TestSdpaFlashOnAStandIn(AttentionBackendSuite):
+    @pytest.fixture
+    def backend(self) -> AttentionBackend:
+        return on_a_cpu(SdpaFlash)
+
+
+class TestSdpaCudnnOnAStandIn(AttentionBackendSuite):
+    @pytest.fixture
+    def backend(self) -> AttentionBackend:
+        return on_a_cpu(SdpaCudnn)
+
+
+class TestSdpaEfficientOnAStandIn(AttentionBackendSuite):
+    @pytest.fixture
+    def backend(self) -> AttentionBackend:
+        return on_a_cpu(SdpaEfficient)
+
+
+class TestSdpaEfficientBiasOnAStandIn(AttentionBackendSuite):
+    @pytest.fixture
+    def backend(self) -> AttentionBackend:
+        return on_a_cpu(SdpaEfficientBias)
