@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,7 @@ from ringspan.engine.timing import seconds
 from ringspan.plan.groups import group_named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ringspan_registry import Decision, DeviceInfo, Provider
 
@@ -39,6 +39,7 @@ __all__ = [
     "choose_communicator",
     "decide",
     "device_info",
+    "measures",
     "name_of",
     "named_virtual",
     "recall",
@@ -196,12 +197,28 @@ def device_info(device: torch.device) -> DeviceInfo:
 
 
 def decide(
-    call: Call, operands: Operands, plan: Plan, *, virtual: bool = False
+    call: Call,
+    operands: Operands,
+    plan: Plan,
+    *,
+    virtual: bool = False,
+    led: Mapping[str, str] | None = None,
 ) -> Iterator[Question]:
     """What has to be decided: every mask case that can occur on any rank, and the rest.
 
-    All ranks ask for the same cases, so that all choose alike.
+    All ranks ask for the same cases, so that all choose alike; where backends are measured, `led`
+    says what rank 0 chose.
     """
+    for question in _decide(call, operands, plan, virtual=virtual):
+        insist = None if led is None else led.get(question.name)
+        if insist is not None:
+            # Nothing is measured here: rank 0 did.
+            asked = partial(cast("partial[Decision]", question.ask), measure=None, insist=insist)
+            question = replace(question, ask=asked)
+        yield question
+
+
+def _decide(call: Call, operands: Operands, plan: Plan, *, virtual: bool) -> Iterator[Question]:
     if plan.whole is not None:
         yield _of_backend(call, operands, plan, WHOLE, "they are cut into tiles", blocks=True)
     for mask in sorted(plan.masks):
@@ -225,7 +242,7 @@ def _of_backend(
     info = device_info(operands.device)
     problem = _problem(call, operands, info, **kind)
     select = partial(catalogue().select, "backend", problem, info, requested=call.backend)
-    sample = _sample(plan, operands, problem)
+    sample = _sample(plan, operands, problem) if measures() else None
     if sample is not None:
         measure = partial(_seconds, problem=problem, sample=sample)
         select = partial(select, measure=measure, shape=sample)
@@ -284,8 +301,19 @@ def choose_communicator(call: Call, device: torch.device, world_size: int) -> Co
     return cast("Communicator", catalogue().provider("communicator", chosen))
 
 
+def measures() -> bool:
+    """Whether backends are measured before one is chosen."""
+    return bool(configuration().get("autotune").value == "first-run")
+
+
 def choose(
-    call: Call, operands: Operands, plan: Plan, wire: Wire, *, virtual: bool = False
+    call: Call,
+    operands: Operands,
+    plan: Plan,
+    wire: Wire,
+    *,
+    virtual: bool = False,
+    led: Mapping[str, str] | None = None,
 ) -> Choice:
     """Decides everything before any work starts; `virtual`: for ranks of this process alone.
 
@@ -293,7 +321,7 @@ def choose(
         NoEligibleProvider: with every candidate's reasons.
     """
     named: list[tuple[str, Decision]] = []
-    for question in decide(call, operands, plan, virtual=virtual):
+    for question in decide(call, operands, plan, virtual=virtual, led=led):
         if named and named[0][0] == WHOLE and question.name.startswith("backend"):
             continue
         try:

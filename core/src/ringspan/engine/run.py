@@ -17,9 +17,10 @@ from ringspan.contracts.errors import RanksDisagree
 from ringspan.contracts.tokens import Sequence
 from ringspan.contracts.work import Indexed
 from ringspan.engine.call import Call
-from ringspan.engine.choice import Choice, Operands, choose, choose_communicator
+from ringspan.engine.choice import Choice, Operands, choose, choose_communicator, decide, measures
 from ringspan.engine.chosen import Chosen
 from ringspan.engine.kernels import Kernels, Watch, unwatched
+from ringspan.engine.leading import led
 from ringspan.engine.masks import Seed
 from ringspan.engine.plans import cached_plan, cached_plans
 from ringspan.engine.ring.exchanges import connect
@@ -122,7 +123,17 @@ class Run:
     def choose(self) -> Choice:
         """Decides which backends and communicator run."""
         virtual = self.virtual is not None
-        return choose(self.call, self.operands, self.plan, self.wire, virtual=virtual)
+        asked = (self.call, self.operands, self.plan, self.wire)
+        if self.group is None or not measures():
+            return choose(*asked, virtual=virtual)
+        mine = choose(*asked) if self.plan.rank == 0 else None
+        key = (self.group.group_name, self.call, self.layout, replace(self.operands, rows=0))
+        names = [each.name for each in decide(*asked[:3]) if each.name != "communicator"]
+        return choose(*asked, led=led(key, names, mine, self._told_by_rank_0))
+
+    def _told_by_rank_0(self, number: int) -> int:
+        """Rank 0's number."""
+        return _from_each(self.call, self.group, number, self.operands.device, None)[0]
 
     @contextmanager
     def ring(self, choice: Choice, forward: int | None = None) -> Iterator[Ring | None]:
