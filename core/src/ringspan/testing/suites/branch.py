@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringspan.contracts import AttentionBackend, MaskCase
@@ -17,7 +17,7 @@ from ringspan.testing.suites.branches import Branches, BranchOperands, Part
 from ringspan.testing.suites.provider import steady
 from ringspan.testing.suites.rows import HEADS, LAYOUTS
 from ringspan.testing.suites.tiles import STRIDES, Tile, wide
-from ringspan.testing.suites.trial import DTYPES, Trial
+from ringspan.testing.suites.trial import DTYPES, Trial, deterministic
 
 __all__ = ["BranchSuite"]
 
@@ -127,8 +127,40 @@ class BranchSuite(BackendSuite, published=True):
         torch.testing.assert_close(new.lse, lse)
         trial.verdict.served()
 
+    @each_mask
+    @pytest.mark.parametrize("layout", ["dilated", "windows", "indexed windows"])
+    def test_a_branch_leaves_its_inputs_alone_and_writes_memory_before_it_reads(
+        self, trial: Trial, branches: Branches, layout: str, mask: MaskCase
+    ) -> None:
+        """Nothing that it is given changes but `into` and `grads`; new tensors are full of NaN."""
+        operands = _operands(trial, replace(branches, parts=(Part(layout, mask=mask),)))
+        if operands is None:
+            return
+        before, exact = [x.clone() for x in operands.tensors], operands.exact()
+        with deterministic(trial.backend, poisoned=True):
+            results = operands.results(trial.backend, exact)
+        assert all(torch.equal(x, y) for x, y in zip(operands.tensors, before, strict=True))
+        assert_exact(results, exact)
+        trial.verdict.served()
+
+    @each_mask
+    @pytest.mark.parametrize("layout", ["dilated", "windows", "indexed windows"])
+    def test_a_branch_that_is_declared_deterministic_repeats_itself_bit_for_bit(
+        self, trial: Trial, branches: Branches, layout: str, mask: MaskCase
+    ) -> None:
+        """Also where gradients of several tiles meet in one key row."""
+        part = Part(layout, tiles=4, query_length=15, key_length=15, mask=mask)
+        operands = _operands(trial, replace(branches, parts=(part,)), deterministic=True)
+        if operands is None:
+            return
+        exact = operands.exact()
+        with deterministic(trial.backend, poisoned=False):
+            first, second = (operands.results(trial.backend, exact) for _ in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        trial.verdict.served()
+
     @given(data=st.data())
-    @steady
+    @settings(steady, max_examples=30)
     def test_any_branch_is_exact_or_refused(self, trial: Trial, data: st.DataObject) -> None:
         """Everything at once, drawn from what is declared; the same examples every time."""
         if not trial.backend.capabilities.branches:
@@ -140,9 +172,15 @@ class BranchSuite(BackendSuite, published=True):
 _TILES_ALONE = "whole branches (supported: tiles)"
 
 
-def _operands(trial: Trial, branches: Branches) -> BranchOperands | None:
+def _operands(
+    trial: Trial, branches: Branches, *, deterministic: bool = False
+) -> BranchOperands | None:
     """What the engine would call the backend with; None for a refusal, which is recorded."""
-    reasons = [reason for tile in branches.tiles() for reason in trial.reasons(tile)]
+    reasons = [
+        reason
+        for tile in branches.tiles()
+        for reason in trial.reasons(tile, deterministic=deterministic)
+    ]
     if not trial.backend.capabilities.branches:
         reasons.insert(0, _TILES_ALONE)
     if reasons:

@@ -143,10 +143,14 @@ class BranchOperands:
     sink: Tensor | None
     """`[H, 1]` or `[H, N]`."""
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Query, key, value and upstream gradient."""
+        return self.query, self.key, self.value, self.grad_out
+
     def contiguous(self) -> BranchOperands:
         """As the engine hands tensors to a backend that takes no strides."""
-        tensors = (self.query, self.key, self.value, self.grad_out)
-        query, key, value, grad_out = (x.contiguous() for x in tensors)
+        query, key, value, grad_out = (x.contiguous() for x in self.tensors)
         return replace(self, query=query, key=key, value=value, grad_out=grad_out)
 
     def exact(self) -> Yardstick:
