@@ -15,7 +15,7 @@ from ringspan.testing.ranks import Ring
 def measured(rank: int, file: str) -> list[tuple[str, tuple[str, ...], int]]:
     """What three calls on lengths of each rank's own chose, why, and the bytes that moved."""
     q = torch.randn(1, 64 + rank, 2, 16, requires_grad=True)
-    layout = rs.Layout(rs.Sequence(195), 3, sizes=(64, 65, 66))
+    layout = rs.Layout(195, 3, sizes=(64, 65, 66))
     found = []
     for _ in range(3):
         with rs.use(autotune="first-run", autotune_file=file):
