@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,35 +43,33 @@ class Figure:
     measure: Callable[[], tuple[float, dict[str, Any]]]
     """The number, and facts for whoever reads it. Raises `Unmeasured` where it cannot be had."""
     target: Target | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def taken(figure: Figure, device: torch.device, budget: Budget) -> dict[str, Any]:
     """The figure as data: `measured` is a number, or `not measured: <reason>`, never a guess."""
-    record = {"name": figure.name, "unit": figure.unit, **figure.facts}
-    record["target"] = None if figure.target is None else str(figure.target)
+    target = None if figure.target is None else str(figure.target)
+    record = {"name": figure.name, "unit": figure.unit, "target": target, "met": None}
+    if budget.allows(figure.name):
+        record |= _outcome(figure, device)
+    else:
+        record["measured"] = "not measured: the time of this part was over"
+    # Only here, where no traceback holds tensors any more.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return record
+
+
+def _outcome(figure: Figure, device: torch.device) -> dict[str, Any]:
     try:
-        if not budget.allows(figure.name):
-            raise Unmeasured("the time of this part was over")
         value, facts = figure.measure()
-    except Unmeasured as reason:
-        return {**record, "measured": f"not measured: {reason}", "met": None}
+    except (Unmeasured, NoEligibleProvider) as reason:
+        return {"measured": f"not measured: {reason}"}
     except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        return {**record, "measured": f"not measured: out of memory: {reason}", "met": None}
-    except NoEligibleProvider as refusal:
-        return {**record, "measured": f"not measured: {refusal}", "met": None}
+        return {"measured": f"not measured: out of memory: {str(error).splitlines()[0]}"}
     except Exception:  # noqa: BLE001 - whatever a kernel raises is a finding, and told
-        return {
-            **record,
-            "measured": f"not measured: it failed: {traceback.format_exc()[-2000:]}",
-            "met": None,
-            "failed": True,
-        }
-    finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    judged = figure.target is not None and device.type == "cuda"
-    met = figure.target.met(value) if judged and figure.target else None
-    return {**record, "measured": value, "met": met, **facts}
+        failure = traceback.format_exc()[-2000:]
+        return {"measured": f"not measured: it failed: {failure}", "failed": True}
+    judged = figure.target if device.type == "cuda" else None
+    met = None if judged is None else judged.met(value)
+    return {"measured": value, "met": met, **facts}

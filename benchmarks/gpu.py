@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 
 SECONDS = {
-    "conformance": 180,
-    "accuracy": 75,
+    "conformance": 170,
+    "accuracy": 70,
     "steps": 75,
-    "ring": 75,
-    "overhead": 45,
+    "ring": 65,
+    "overhead": 40,
     "kernels": 150,
 }
-"""Of each part, in the order in which they run: ten minutes."""
+"""Of each part, in the order in which they run: ten minutes, with what comes before and between."""
 MOST_ON_A_RING = 24
 
 
@@ -150,7 +150,7 @@ def _found(part: Part, budget: Budget) -> dict[str, Any]:
     """What a part finds; the traceback where it failed, for the others can still run."""
     if math.isfinite(budget.seconds):
         # A kernel that never returns must not hold a GPU for ever.
-        faulthandler.dump_traceback_later(3 * budget.seconds, exit=True)
+        faulthandler.dump_traceback_later(2 * budget.seconds, exit=True)
     try:
         return part.work(budget)
     except Exception:  # noqa: BLE001 - whatever it is, it is written down and fails the run

@@ -26,14 +26,16 @@ from gpu_site import ROOT
 from ringspan.catalogue import catalogue
 from ringspan_registry import detect
 
-__all__ = ["Job", "check", "record", "summary"]
+__all__ = ["Job", "check", "environment_of", "record", "summary"]
 
 QUICK = {
     "backend": "(every_mask_in or every_head_dim or shared_key or halves)",
     "communicator": "(values_travel and {device}-2 or dtype_goes)",
 }
 """With `--quick`: the standard tests with these words in their names."""
-MOST_AT_ONCE = 4
+MOST_AT_ONCE = 8
+MEMORY_OF_EACH = 4 * 2**30
+"""Bytes of the device that a suite may need, its CUDA context included."""
 FAILED = ("failed", "crashed")
 
 
@@ -57,8 +59,7 @@ def check(device: torch.device, quick: bool, budget: Budget) -> dict[str, Any]:
         not_run |= {f"{kind} {name}": reason for kind, name in usable}
         usable = []
     jobs = [_job(kind, name, device, quick) for kind, name in usable]
-    at_once = max(1, min(MOST_AT_ONCE, (os.cpu_count() or 1) // 2))
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(_at_once(device)) as pool:
         records = list(pool.map(lambda job: record(job, device, budget), jobs))
     return {
         "exact": not any(each["state"] in FAILED for each in records),
@@ -66,6 +67,13 @@ def check(device: torch.device, quick: bool, budget: Budget) -> dict[str, Any]:
         "not_run": not_run,
         "left_out": budget.left_out,
     }
+
+
+def _at_once(device: torch.device) -> int:
+    """How many suites run beside each other: two cores for each, and memory."""
+    memory = detect(device).memory_total or 0
+    share = memory // MEMORY_OF_EACH if device.type == "cuda" else MOST_AT_ONCE
+    return max(1, min(MOST_AT_ONCE, (os.cpu_count() or 1) // 2, share))
 
 
 def _providers(device: torch.device) -> tuple[list[tuple[str, str]], dict[str, str]]:
@@ -108,7 +116,7 @@ def record(job: Job, device: torch.device, budget: Budget) -> dict[str, Any]:
         try:
             done = subprocess.run(
                 command,
-                env=os.environ | _only(device),
+                env=os.environ | environment_of(device),
                 capture_output=True,
                 text=True,
                 timeout=None if math.isinf(budget.left) else max(1.0, budget.left),
@@ -130,12 +138,14 @@ def record(job: Job, device: torch.device, budget: Budget) -> dict[str, Any]:
     return {**facts, **found, "seconds": time.monotonic() - start}
 
 
-def _only(device: torch.device) -> dict[str, str]:
-    """Variables that leave a process this device alone, as its first."""
+def environment_of(device: torch.device) -> dict[str, str]:
+    """Variables that leave a process two cores, and this device alone, as its first."""
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     if device.type != "cuda":
-        return {}
+        return threads
     index, visible = device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[index] if visible else str(index)}
+    alone = visible.split(",")[index] if visible else str(index)
+    return threads | {"CUDA_VISIBLE_DEVICES": alone}
 
 
 def summary(events: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tests.isolation.workspace import ROOT
 
 # Benchmarks are scripts, which find each other beside themselves.
 sys.path.append(str(ROOT / "benchmarks"))
+import gpu
 import gpu_accuracy
 import gpu_conformance
 import gpu_site
@@ -116,6 +117,21 @@ def test_parts_without_time_compute_nothing_and_say_so() -> None:
     assert gpu_steps.check(CPU, True, Budget(0))["steps"] == []
     left_out = gpu_accuracy.check(CPU, 4, 32, Budget(0))["left_out"]
     assert left_out == ["cases from number 0 of 4 on"]
+
+
+def test_all_parts_together_take_less_than_ten_minutes() -> None:
+    assert sum(gpu.SECONDS.values()) <= 600 - 30
+
+
+def test_a_suite_sees_the_device_that_is_measured_alone_and_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    second = torch.device("cuda", 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_conformance.environment_of(second)["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    assert gpu_conformance.environment_of(second)["CUDA_VISIBLE_DEVICES"] == "GPU-7"
+    assert "CUDA_VISIBLE_DEVICES" not in gpu_conformance.environment_of(CPU)
 
 
 def test_a_budget_counts_down() -> None:
