@@ -10,7 +10,9 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -100,6 +102,10 @@ class Configuration:
         self._files: tuple[ConfigurationFile, ...] | None = None
         self._validated: dict[tuple[str, str], Any] = {}
 
+    @cached_property
+    def _defaults(self) -> pydantic.BaseModel:
+        return self._schema()
+
     @property
     def keys(self) -> tuple[str, ...]:
         """Every key that the schema knows."""
@@ -126,7 +132,7 @@ class Configuration:
         for file in files:
             if key in file.content:
                 return Setting(file.content[key], str(file.path))
-        return Setting(getattr(self._schema(), key), "default")
+        return Setting(copy(getattr(self._defaults, key)), "default")
 
     def use(self, **values: Any) -> AbstractContextManager[None]:
         """Settings for the calls inside a `with`, in this thread or task alone; nests.
