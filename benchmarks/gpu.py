@@ -202,7 +202,7 @@ def _parts(device: torch.device, options: argparse.Namespace) -> list[Part]:
 def _overhead(device: torch.device, size: Size, budget: Budget) -> dict[str, Any]:
     import overhead
 
-    found = []
+    found: list[dict[str, Any]] = []
     for tokens in size.tokens:
         if budget.allows(f"{tokens} tokens"):
             found += overhead.figure(device, [tokens], size.pairs)

@@ -43,8 +43,9 @@ class Step:
     problem: Tried
     backend: str
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out: Tensor = rs.attention(query, key, value, backend=self.backend, **self.problem.options)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Any:
+        options = self.problem.options
+        out: Any = rs.attention(query, key, value, backend=self.backend, **options)
         return out
 
     def leaves(self) -> tuple[Tensor, ...]:

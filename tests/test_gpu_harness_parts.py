@@ -108,6 +108,16 @@ def test_a_summary_keeps_what_was_served_without_the_name_of_the_device() -> Non
     assert (found["collected"], found["left_out"]) == (5, 1)
 
 
+def test_without_pytest_no_suite_runs_and_the_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_conformance, "find_spec", lambda name: None)
+    found = gpu_conformance.check(CPU, True, Budget())
+    assert found["conformance"] == []
+    assert found["exact"]
+    assert found["not_run"]["backend manual"].startswith("needs pytest and hypothesis")
+
+
 def test_parts_without_time_compute_nothing_and_say_so() -> None:
     budget = Budget(0)
     record = kernels.measured(CPU, True, budget)
