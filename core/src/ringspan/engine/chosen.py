@@ -33,7 +33,7 @@ class Chosen:
     def __init__(self, choice: Choice) -> None:
         self.choice = choice
         self._always = bool(configuration().get("debug").value)
-        self._checked = _checked.setdefault(catalogue(), Checked())
+        self._checked = _checked.get(catalogue()) or _checked.setdefault(catalogue(), Checked())
 
     def run(
         self,

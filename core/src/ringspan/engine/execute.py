@@ -64,7 +64,7 @@ def output_of(
     batch, rows, heads, _ = query.shape
     shape = (batch, rows, heads, value.shape[-1])
     alone = plan.one_piece and sinks is None
-    if kernels.choice.merger is not None and not (alone and kernels.choice.only_branches):
+    if kernels.choice.merger is not None and not alone:
         return PulledOutput(kernels.choice.merger, shape, query)
     dtype = query.dtype if alone else accumulation_dtype(query.dtype)
     return Accumulator(shape, query, dtype, plan.forward_covered, alone=alone)
@@ -124,7 +124,7 @@ def with_positive_infinity(saved: Saved) -> Saved:
 def _total(
     like: Tensor, one_piece: bool, covered: bool, merger: AttentionBackend | None
 ) -> Total | PulledTotal:
-    if merger is not None:
+    if merger is not None and not one_piece:
         return PulledTotal(merger, like)
     dtype = like.dtype if one_piece else accumulation_dtype(like.dtype)
     return Total(tuple(like.shape), like, dtype, covered)
