@@ -3,7 +3,7 @@
 Only bytes are moved: a kernel sees integers as wide as the elements.
 """
 
-# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 from __future__ import annotations
 
 from itertools import groupby
@@ -16,6 +16,7 @@ from ringspan.contracts.adapters.arguments import with_last_stride_one
 from ringspan.contracts.work import Affine, Indexed
 
 from ringspan_triton.descriptors import current, table, unit
+from ringspan_triton.interpreting import device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,12 +82,11 @@ def _empty(placed: Placed) -> Tensor:
 def _launch(placed: Sequence[Placed], targets: Sequence[Tensor]) -> None:
     word = WORDS[targets[0].element_size()]
     sources = tuple(with_last_stride_one(x.detach()).view(word) for _, x in placed)
-    device = targets[0].device
+    where = targets[0].device
     step = unit(*(n for x in sources for n in (*x.stride()[:-1], x.shape[-1])))
-    descriptors = table(_descriptors(placed, sources, step), device)
+    descriptors = table(_descriptors(placed, sources, step), where)
     indices = tuple(
-        rows.rows.on(device) if isinstance(rows.rows, Indexed) else descriptors
-        for rows, _ in placed
+        rows.rows.on(where) if isinstance(rows.rows, Indexed) else descriptors for rows, _ in placed
     )
     width = triton.next_power_of_2(max(x.shape[-1] for x in targets))
     longest = triton.next_power_of_2(max(x.shape[1] for x in targets))
@@ -149,7 +149,7 @@ def _gather(
             )
 
 
-@triton.jit
+@device
 def _copy(
     descriptors,
     line,

@@ -5,7 +5,7 @@ piece is, follows from its selection: by arithmetic where rows are affine, else 
 table that is made once.
 """
 
-# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from ringspan.contracts.selection import Selection
 from ringspan.contracts.work import Affine
 
 from ringspan_triton.descriptors import current, inverse, nested, table, unit
+from ringspan_triton.interpreting import INTERPRETED, device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,6 @@ AT_ONCE = 16
 ELEMENTS = 4096
 """Of one program, all in registers."""
 WIDE = {torch.float32: tl.float32, torch.float64: tl.float64}
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 FIELDS = tl.constexpr(16)
 (START, HEAD_STEP, INDEXED, TILES_OUTER, OUTER_STEP, INNER_STEP, OUTER, INNER) = (
@@ -143,11 +143,11 @@ def _of_no_piece(
     with_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     batch, rows, heads, _ = shape
-    device = given[0].x.device if sink is None else sink.device
-    out = torch.zeros(shape, dtype=dtype, device=device)
+    where = given[0].x.device if sink is None else sink.device
+    out = torch.zeros(shape, dtype=dtype, device=where)
     if not with_lse:
         return out, None
-    lse = torch.full((batch, heads, rows), -torch.inf, dtype=wide, device=device)
+    lse = torch.full((batch, heads, rows), -torch.inf, dtype=wide, device=where)
     return out, lse if sink is None else lse.copy_(sink)
 
 
@@ -159,20 +159,20 @@ def _launch(
     sink: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     batch, rows, heads, width = shape
-    device = pieces[0].x.device
+    where = pieces[0].x.device
     # The interpreter cuts what it should round.
-    stored = wide if INTERPRETED and dtype == torch.bfloat16 else dtype
-    out = torch.empty(shape, dtype=stored, device=device)
+    stored = wide if INTERPRETED.value and dtype == torch.bfloat16 else dtype
+    out = torch.empty(shape, dtype=stored, device=where)
     lse = None
     if pieces[0].lse is not None:
-        lse = torch.empty((batch, heads, rows), dtype=wide, device=device)
+        lse = torch.empty((batch, heads, rows), dtype=wide, device=where)
     values = tuple(with_last_stride_one(x.detach()) for _, x, _ in pieces)
     sums = tuple(out if x is None else x.detach() for _, _, x in pieces)
     step = unit(width, *(stride for x in values for stride in x.stride()[:-1]))
     lines = tuple(_line(piece, x, step) for piece, x in zip(pieces, values, strict=True))
-    descriptors = table(_descriptors(lines, tuple(piece.rows for piece in pieces), heads), device)
+    descriptors = table(_descriptors(lines, tuple(piece.rows for piece in pieces), heads), where)
     inverses = tuple(
-        inverse(piece.rows, rows, device) if line[INDEXED.value] else descriptors
+        inverse(piece.rows, rows, where) if line[INDEXED.value] else descriptors
         for piece, line in zip(pieces, lines, strict=True)
     )
     columns = triton.next_power_of_2(width)
@@ -321,7 +321,7 @@ def _merge(
     )
 
 
-@triton.jit
+@device
 def _find(line, places, own_head, row, rows):
     """Whether the piece has each row, and as which row of which tile."""
     group = own_head // tl.load(line + GROUP)
@@ -343,7 +343,7 @@ def _find(line, places, own_head, row, rows):
     return found, tile, place
 
 
-@triton.jit
+@device
 def _taken(total, top, normaliser, x, own):
     """One more piece in each row. A row of nothing moves nothing, also where all are -inf."""
     higher = tl.maximum(top, own)
