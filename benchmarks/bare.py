@@ -21,6 +21,9 @@ __all__ = ["Best", "Shape", "best", "candidates", "flops", "named", "paired"]
 SAMPLE_SECONDS = 0.02
 """One sample holds as many calls, one behind the other, as take so long: the host runs ahead."""
 MOST_CALLS = 50
+LIKELY = 50
+"""The priority below which a kernel is no candidate for the fastest: plain products, masks written
+out, and what compiles for longer than the whole benchmark should take."""
 NOT_SLOWER = 3.0
 """Kernels that take so many times as long as the best on short tiles are not tried on long ones."""
 
@@ -120,22 +123,29 @@ class Best:
 
 
 def best(shape: Shape, *, backward: bool, short: int) -> Best:
-    """The fastest of all usable backends, on tiles of `short` tokens first.
+    """The fastest of the usable backends, on tiles of `short` tokens first.
 
     Raises:
         Unmeasured: none could be timed.
     """
     quick = replace(shape, batch=1, length=short)
     broken: dict[str, str] = {}
-    timed = _timed(quick, candidates(shape), backward, broken)
+    likely = _likely(shape)
+    timed = _timed(quick, likely, backward, broken)
     limit = NOT_SLOWER * min(timed.values(), default=math.inf)
-    tried = [each for each in candidates(shape) if timed.get(each.name, math.inf) <= limit]
+    tried = [each for each in likely if timed.get(each.name, math.inf) <= limit]
     if quick != shape:
         timed = _timed(shape, tried, backward, broken)
     able = [each for each in tried if each.name in timed]
     if not able:
         raise Unmeasured(f"no kernel could be timed: {broken}")
     return Best(min(able, key=lambda each: timed[each.name]), timed, broken)
+
+
+def _likely(shape: Shape) -> list[AttentionBackend]:
+    """Those worth a try; all, where none is."""
+    info, able = detect(shape.device), candidates(shape)
+    return [each for each in able if each.priority(info) >= LIKELY] or able
 
 
 def _timed(
