@@ -77,19 +77,21 @@ def _at_once(device: torch.device) -> int:
 
 
 def _providers(device: torch.device) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """Kind and name of what is usable on `device`; the reason of what is not."""
+    """Kind and name of what is usable on `device`, by priority; the reason of what is not."""
     info = detect(device)
-    usable, not_run = [], {}
+    usable: list[tuple[str, int, str]] = []
+    not_run = {}
     for plugin in catalogue().plugins():
         for kind, name in plugin.providers:
             if kind == "ordering":
                 continue
             answer = catalogue().probe(kind, name, info)
             if answer.usable:
-                usable.append((kind, name))
+                usable.append((kind, -catalogue().provider(kind, name).priority(info), name))
             else:
                 not_run[f"{kind} {name}"] = answer.reason
-    return usable, not_run
+    # Should time be over, it is the last resorts that were not tried.
+    return [(kind, name) for kind, _, name in sorted(usable)], not_run
 
 
 def _job(kind: str, name: str, device: torch.device, quick: bool) -> Job:
