@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ON_CPU", "ON_CUDA", "reasons"]
 
 ON_CPU = ("manual", "sdpa-cpu")
-ON_CUDA = ("sdpa-cudnn", "sdpa-flash", "sdpa-efficient")
+ON_CUDA = ("sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "sdpa-efficient-bias", "triton")
 HOPPER = DeviceInfo(type="cuda", compute_capability=(9, 0))
 
 
