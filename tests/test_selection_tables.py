@@ -13,7 +13,7 @@ from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from ringspan.contracts import AttentionBackend, Availability, DeviceInfo, MaskCase, Problem
+from ringspan.contracts import AttentionBackend, Availability, DeviceInfo, MaskCase, Problem, Task
 from ringspan_registry.decision import Candidate, CandidateState
 from ringspan_registry.discovery import Offer
 from ringspan_registry.evaluation import evaluate
@@ -107,6 +107,8 @@ MODES = (
     ("triton", MaskCase.CAUSAL, {"key_padding": True}),
     ("triton", MaskCase.CAUSAL, {"dropout": True}),
     ("triton", MaskCase.FULL, {"blocks": True}),
+    ("triton", MaskCase.FULL, {"task": Task.GATHER}),
+    ("triton", MaskCase.FULL, {"task": Task.MERGE}),
 )
 
 # device, dtype, head dim, mask, a loser, and words of its reason
