@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ringspan.testing import AttentionBackendSuite
 
-from benchmarks.matrix import PAGE, RESULTS, rendered
+from benchmarks.matrix import FEATURES, HEAD_DIMS, PAGE, RESULTS, rendered
+from benchmarks.matrix import MASKS as MASK_QUESTIONS
 from benchmarks.matrix_evidence import Results
 
 STATE = re.compile(
@@ -116,6 +118,12 @@ def test_a_run_of_the_harness_on_a_cpu_verifies_nothing(tmp_path: Path) -> None:
     backend = {"name": "sdpa-flash", "served": served}
     found = results(tmp_path, backend, note="not a GPU: a run on the CPU", compute_capability=None)
     assert rendered(found) == rendered(Results())
+
+
+def test_what_speaks_of_a_column_are_standard_tests() -> None:
+    standard = AttentionBackendSuite.standard
+    for question in (*MASK_QUESTIONS, *HEAD_DIMS, *FEATURES):
+        assert any(question.evidence.test in name for name in standard), question
 
 
 def test_the_page_is_made_from_the_results_of_this_repository() -> None:
