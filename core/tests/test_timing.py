@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from ringspan.contracts import DeviceInfo, InvalidArgument, MaskCase, Problem
+from ringspan.contracts import AttentionBackend, DeviceInfo, InvalidArgument, MaskCase, Problem
 from ringspan.engine import sample as samples
 from ringspan.engine import timing
 from ringspan.engine.sample import dropout_of, fitted, mask_of, tensors_of
 from ringspan.engine.timing import Sample, seconds
 from ringspan.errors import CannotMeasure
 from ringspan.testing.toy import Toy
+from ringspan.testing.toy_whole import ToyWhole
 
 if TYPE_CHECKING:
     from ringspan.contracts import Grads, TileOutput
@@ -194,3 +195,13 @@ def test_a_cuda_device_is_waited_for_once_and_the_median_of_its_own_clock_counts
     measured = timing._on_cuda(lambda: log.append("run"))
     assert log == ["run"] * 5 + ["wait"]
     assert sorted(measured) == pytest.approx([0.001, 0.002, 0.003, 0.004, 0.008])
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padding and dropout"])
+@pytest.mark.parametrize("mask", list(MaskCase), ids=str)
+@pytest.mark.parametrize("backend", [Toy(), ToyWhole()], ids=lambda backend: backend.name)
+def test_rows_that_lie_apart_are_measured_where_they_lie(
+    backend: AttentionBackend, mask: MaskCase, padded: bool
+) -> None:
+    asked = Problem("cpu", "float32", mask, 8, 8, group_size=2, key_padding=padded, dropout=padded)
+    assert seconds(backend, asked, Sample(2, 12, 12, 4, step=3)) > 0

@@ -16,7 +16,7 @@ from ringspan.contracts.backend import AttentionBackend, Problem, Task
 from ringspan.contracts.communicator import Communicator, Link
 from ringspan.contracts.errors import NoEligibleProvider
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.work import Ragged, Work
+from ringspan.contracts.work import Affine, Ragged, Tiles, Work
 from ringspan.engine.ring.wire import Wire
 from ringspan.engine.sample import Sample
 from ringspan.engine.timing import seconds
@@ -267,7 +267,9 @@ def _sample(plan: Plan, operands: Operands, problem: Problem) -> Sample | None:
     lengths = (np.max(x) for x in (largest.query_length, largest.key_length))
     query_length, key_length = (int(x) for x in lengths)
     heads = len(largest.query_heads) * largest.group
-    return Sample(operands.batch * largest.count, query_length, key_length, heads)
+    rows = largest.query if isinstance(largest, Tiles) else None
+    step = max(1, rows.step) if isinstance(rows, Affine) else 1
+    return Sample(operands.batch * largest.count, query_length, key_length, heads, step)
 
 
 def _decide_moves(call: Call, operands: Operands) -> Iterator[Question]:

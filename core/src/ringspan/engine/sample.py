@@ -10,16 +10,28 @@ import torch
 from ringspan_registry import detect
 
 from ringspan.contracts.blocks import ActiveBlocks
+from ringspan.contracts.branch import Branch, BranchDropout
 from ringspan.contracts.dropout import Dropout
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.masks import Lengths, Mask, MaskCase
+from ringspan.contracts.selection import Selection
+from ringspan.contracts.work import Affine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ringspan.contracts.backend import Problem
 
-__all__ = ["Sample", "Tensors", "device_of", "dropout_of", "fitted", "mask_of", "tensors_of"]
+__all__ = [
+    "Sample",
+    "Tensors",
+    "branch_of",
+    "device_of",
+    "dropout_of",
+    "fitted",
+    "mask_of",
+    "tensors_of",
+]
 
 _MOST_ELEMENTS = 2**28
 _MOST_ELEMENTS_ON_CPU = 2**24
@@ -42,9 +54,11 @@ class Sample:
     key_length: int
     heads: int
     """Query heads of a tile."""
+    step: int = 1
+    """How far apart the rows of a tile lie in memory: the rate of a dilated branch."""
 
     def __post_init__(self) -> None:
-        for name in ("tiles", "query_length", "key_length", "heads"):
+        for name in ("tiles", "query_length", "key_length", "heads", "step"):
             value = getattr(self, name)
             if value < 1:
                 raise InvalidArgument(name, expected="an integer >= 1", got=str(value))
@@ -85,7 +99,7 @@ def fitted(sample: Sample, problem: Problem, device: torch.device) -> Sample:
 
 
 def tensors_of(sample: Sample, problem: Problem, device: torch.device) -> Tensors:
-    """Normal random tensors, the same ones each time."""
+    """Normal random tensors, the same ones each time; rows lie as the sample says."""
     draw = torch.Generator(device).manual_seed(0)
     kv_heads = _kv_heads(sample, problem)
     heads = kv_heads * problem.group_size
@@ -97,12 +111,12 @@ def tensors_of(sample: Sample, problem: Problem, device: torch.device) -> Tensor
     )
     tensors = (
         torch.randn(
-            (sample.tiles, *size),
+            (sample.tiles, length * sample.step, heads, width),
             generator=draw,
             device=device,
             dtype=getattr(torch, problem.dtype),
-        )
-        for size in sizes
+        )[:, :: sample.step]
+        for length, heads, width in sizes
     )
     return Tensors(*(x.flatten(0, 1)[None] if problem.ragged else x for x in tensors))
 
@@ -144,6 +158,44 @@ def dropout_of(sample: Sample, problem: Problem, device: torch.device) -> Dropou
         query_positions=_positions(sample, sample.query_length, problem, device),
         key_positions=_positions(sample, sample.key_length, problem, device),
     )
+
+
+def branch_of(sample: Sample, problem: Problem, device: torch.device) -> Branch:
+    """The same tiles in place, in one tensor that holds all of them one after the other."""
+    mask = mask_of(sample, problem, device, bands=True)
+    queries, keys, kv_heads = sample.query_length, sample.key_length, _kv_heads(sample, problem)
+    group, step = problem.group_size, sample.step
+    query, key = (
+        Selection(Affine(0, length * step, 0, step), tuple(heads), sample.tiles, length, size)
+        for length, heads, size in (
+            (queries, range(0, kv_heads * group, group), group),
+            (keys, range(kv_heads), 1),
+        )
+    )
+    low, high = (
+        None if bound is None else bound.expand(sample.tiles, 1, queries)
+        for bound in (mask.low, mask.high)
+    )
+    rows = torch.arange(sample.tiles * keys * step, device=device)
+    return Branch(
+        query,
+        key,
+        mask.case,
+        problem.head_dim**-0.5,
+        low,
+        high,
+        mask.left,
+        mask.right,
+        None if mask.seen is None else mask.seen.reshape(1, queries, keys),
+        None if mask.seen is None else torch.zeros_like(rows[: sample.tiles]),
+        (rows % 8 != 0)[None] if problem.key_padding else None,
+        _branch_dropout(sample, rows) if problem.dropout else None,
+    )
+
+
+def _branch_dropout(sample: Sample, keys: Tensor) -> BranchDropout:
+    queries = sample.tiles * sample.query_length * sample.step
+    return BranchDropout(0.1, 0, torch.arange(queries, device=keys.device), keys)
 
 
 def _of_case(case: MaskCase, queries: int, keys: int, device: torch.device) -> Mask:
@@ -203,6 +255,7 @@ def _elements(sample: Sample, problem: Problem) -> int:
     width = problem.head_dim + problem.value_head_dim
     passes = 2 if problem.needs_backward else 1
     bitmap = problem.mask is MaskCase.BITMAP
+    rows *= sample.step
     return passes * sample.tiles * rows * width + bitmap * sample.query_length * sample.key_length
 
 

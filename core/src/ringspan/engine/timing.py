@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ringspan.contracts.backend import Grads
 from ringspan.contracts.errors import CannotMeasure
 from ringspan.contracts.masks import Mask, MaskCase
 from ringspan.engine.capture import capturing
 from ringspan.engine.sample import (
     Sample,
     Tensors,
+    branch_of,
     device_of,
     dropout_of,
     fitted,
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ringspan.contracts.backend import AttentionBackend, Problem
+    from ringspan.contracts.backend import AttentionBackend, Problem, TileOutput
+    from ringspan.contracts.branch import Branch
 
 __all__ = ["Sample", "seconds"]
 
@@ -54,42 +57,99 @@ def seconds(backend: AttentionBackend, problem: Problem, sample: Sample) -> floa
         for context in _undisturbed(device):
             undisturbed.enter_context(context)
         launch = _launch(backend, problem, fitted(sample, problem, device), device)
-        out, lse = launch.forward()
-        lse = lse.masked_fill(lse == -torch.inf, torch.inf)
 
         def run() -> None:
-            launch.forward()
+            output = launch.forward()
             if problem.needs_backward:
-                launch.backward(out, lse)
+                launch.backward(*output)
 
         run()
         return median(_on_cuda(run) if device.type == "cuda" else _on_host(run))
 
 
 @dataclass(frozen=True, slots=True)
-class _Launch:
+class _Tiles:
+    """A launch of tiles; gradients of rows that lie apart are added to whole tensors."""
+
     backend: AttentionBackend
     tensors: Tensors
     options: dict[str, Any]
+    totals: tuple[Tensor, ...]
 
-    def forward(self) -> tuple[Tensor, Tensor]:
+    def forward(self) -> TileOutput:
         query, key, value, _ = self.tensors
         return self.backend.forward(query, key, value, **self.options)
 
     def backward(self, out: Tensor, lse: Tensor) -> None:
         query, key, value, grad_out = self.tensors
-        self.backend.backward(grad_out, query, key, value, out, lse, **self.options)
+        grads = self.backend.backward(grad_out, query, key, value, out, _final(lse), **self.options)
+        for total, grad in zip(self.totals, grads, strict=False):
+            total += grad
+
+
+@dataclass(frozen=True, slots=True)
+class _InPlace:
+    """The same rows where they lie, of one tensor."""
+
+    backend: AttentionBackend
+    tensors: Tensors
+    branch: Branch
+    delta: Tensor
+    grads: Grads
+
+    def forward(self) -> TileOutput:
+        query, key, value, _ = self.tensors
+        return self.backend.forward_branch(query, key, value, self.branch)
+
+    def backward(self, out: Tensor, lse: Tensor) -> None:
+        query, key, value, grad_out = self.tensors
+        self.backend.backward_branch(
+            grad_out,
+            query,
+            key,
+            value,
+            # Any log-sum-exp takes as long as the right one.
+            torch.zeros_like(self.delta),
+            self.delta,
+            self.branch,
+            grads=self.grads,
+            first_query=False,
+            first_key=False,
+        )
+
+
+def _final(lse: Tensor) -> Tensor:
+    return lse.masked_fill(lse == -torch.inf, torch.inf)
 
 
 def _launch(
     backend: AttentionBackend, problem: Problem, sample: Sample, device: torch.device
-) -> _Launch:
-    bands = MaskCase.BAND in backend.capabilities.masks
+) -> _Tiles | _InPlace:
+    tensors = tensors_of(sample, problem, device)
+    declared = backend.capabilities
+    wide = torch.promote_types(tensors.query.dtype, torch.float32)
+    whole = not problem.ragged and not problem.blocks
+    if declared.branches and whole and problem.mask in declared.masks:
+        laid = Tensors(*(_as_one(x, sample.step) for x in tensors))
+        grads = Grads(*(torch.zeros_like(x, dtype=wide) for x in laid[:3]))
+        batch, rows, heads, _ = laid.query.shape
+        delta = laid.query.new_zeros(batch, heads, rows, dtype=wide)
+        return _InPlace(backend, laid, branch_of(sample, problem, device), delta, grads)
+    bands = MaskCase.BAND in declared.masks
     mask: Mask = mask_of(sample, problem, device, bands=bands)
     options: dict[str, Any] = {"mask": mask, "scale": problem.head_dim**-0.5}
     if problem.dropout:
         options["dropout"] = dropout_of(sample, problem, device)
-    return _Launch(backend, tensors_of(sample, problem, device), options)
+    apart = problem.needs_backward and sample.step > 1
+    totals = tuple(torch.zeros_like(x, dtype=wide) for x in tensors[:3]) if apart else ()
+    return _Tiles(backend, tensors, options, totals)
+
+
+def _as_one(x: Tensor, step: int) -> Tensor:
+    """`[1, T * L * step, H, D]`, of which `x` `[T, L, H, D]` is every `step`-th row."""
+    tiles, length, heads, width = x.shape
+    rows = tiles * length * step
+    return x.as_strided((1, rows, heads, width), (0, heads * width, width, 1))
 
 
 def _refuse_capture() -> None:
