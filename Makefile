@@ -63,17 +63,19 @@ types: $(TOX) ## Check types.
 format: $(TOX) ## Fix what ruff can fix.
 	$(TOX) run -e format
 
-reference: | $(VENV)/bin/python ## Write docs/reference/patterns.md anew from a run (after `make dev`).
+reference: | $(VENV)/bin/python ## Write docs/reference/patterns.md and backends.md anew (after `make dev`).
 	$(VENV)/bin/python -m tests.reference.page
+	$(VENV)/bin/python -m benchmarks.matrix
 
 wheels: ## Build every wheel into wheels/.
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir wheels $(DISTRIBUTIONS)
 
-gpu: ## Run the accuracy tests, rings and overhead figure on this machine's GPU, offline.
+gpu: ## Run conformance, accuracy, steps, rings and figures on this machine's GPU, offline.
 	$(PYTHON) benchmarks/gpu.py $(GPU_ARGS)
 
-bench: $(VENV)/.installed ## Measure the overhead above bare kernels.
+bench: $(VENV)/.installed ## Measure the overhead above bare kernels, and the figures of kernels.
 	$(VENV)/bin/python benchmarks/overhead.py
+	$(VENV)/bin/python benchmarks/kernels.py
 
 soak: $(VENV)/.installed ## Kill ranks of real rings 20 times, and restart them 3 times.
 	$(VENV)/bin/python -m benchmarks.soak --kills 20 --restarts 3
