@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,10 +18,13 @@ from ringspan.contracts import (
     Mask,
     MaskCase,
     Problem,
+    Task,
     TileOutput,
 )
 from ringspan.contracts.adapters import arguments
 from ringspan.contracts.adapters.trial import trial
+
+from ringspan_triton.limits import OLDEST, OLDEST_FOR_BFLOAT16, widest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Triton"]
 
-OLDEST = (7, 5)
-OLDEST_FOR_BFLOAT16 = (8, 0)
 
 
 class Triton(AttentionBackend):
@@ -54,6 +56,7 @@ class Triton(AttentionBackend):
         dropout=True,
         blocks=True,
         branches=True,
+        tasks=frozenset(Task),
     )
 
     def probe(self, device: DeviceInfo) -> Availability:
@@ -72,7 +75,11 @@ class Triton(AttentionBackend):
                     "on a CPU the kernels run interpreted, which is off",
                     remedy="set TRITON_INTERPRET=1 before Python starts, for tests",
                 )
-            return trial(self, torch.device("cpu"), torch.float32)
+            return _tried(torch.device("cpu"), torch.float32)
+        if interpreted:
+            return Availability.no(
+                "TRITON_INTERPRET=1 runs kernels on the CPU", remedy="unset TRITON_INTERPRET"
+            )
         if not torch.cuda.is_available():
             return Availability.no(
                 f"torch {torch.__version__} sees no CUDA device",
@@ -84,24 +91,26 @@ class Triton(AttentionBackend):
             return Availability.no(
                 f"compute capability {found[0]}.{found[1]} (supported: 7.5 and later)"
             )
-        return trial(self, torch.device("cuda", index), torch.float16)
+        return _tried(torch.device("cuda", index), torch.float16)
 
     def priority(self, device: DeviceInfo) -> int:
         """Behind PyTorch's own kernels on a GPU, and never by itself on a CPU."""
         return 60 if device.type == "cuda" else -100
 
     def extra_reasons(self, problem: Problem) -> Iterable[str]:
-        """GPUs that are too old, and those without bfloat16."""
+        """GPUs that are too old, too old for bfloat16, or short of shared memory."""
         found = problem.device_info.compute_capability
         if problem.device != "cuda" or found is None:
             return
+        has = f"on compute capability {found[0]}.{found[1]}"
         if found < OLDEST:
             yield f"compute capability {found[0]}.{found[1]} (supported: 7.5 and later)"
-        elif problem.dtype == "bfloat16" and found < OLDEST_FOR_BFLOAT16:
-            yield (
-                f"dtype bfloat16 on compute capability {found[0]}.{found[1]} "
-                "(supported: 8.0 and later)"
-            )
+        if problem.dtype == "bfloat16" and found < OLDEST_FOR_BFLOAT16:
+            yield f"dtype bfloat16 {has} (supported: 8.0 and later)"
+        most = widest(found, getattr(torch, problem.dtype).itemsize)
+        for name, head_dim in problem.head_dims.items():
+            if head_dim > most:
+                yield f"{name} {head_dim} in {problem.dtype} {has} (supported: up to {most})"
 
     def forward(
         self,
@@ -244,3 +253,9 @@ class Triton(AttentionBackend):
         from ringspan_triton.merge import merge
 
         return merge(pieces, shape, dtype=dtype, sink=sink, base=base)
+
+
+@cache
+def _tried(device: torch.device, dtype: torch.dtype) -> Availability:
+    """Tried once: kernels are compiled for it."""
+    return trial(Triton(), device, dtype)

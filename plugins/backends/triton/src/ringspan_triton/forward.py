@@ -70,8 +70,10 @@ def forward_kernel(
     if drawing is not None:
         share = number(drawing.share, WIDE)
     # The largest weight is 1, so a total of 0 is that of a row that sees nothing.
-    acc = acc * (share / tl.where(total == 0.0, 1.0, total))[:, None]
-    result = tl.where(total == 0.0, float("-inf"), top * LN_2 + tl.log(total))
+    some = total != 0.0
+    divisor = tl.where(some, total, 1.0)
+    acc = acc * (share / divisor)[:, None]
+    result = tl.where(some, top * LN_2 + tl.log(divisor), float("-inf"))
     if not IN_PLACE:
         batch = batch * sizes.tiles + tile
         query_head = group * sizes.group + member

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ringspan_triton.interpreting import INTERPRETED
+from ringspan_triton.limits import OLDEST_FOR_BFLOAT16, has_much_memory
 
 __all__ = ["Tuning", "backward_tuning", "forward_tuning", "padded"]
 
@@ -34,7 +35,7 @@ class Tuning(NamedTuple):
         )
 
 
-INTERPRETER = Tuning(32, 32, 1, 1)
+INTERPRETER = Tuning(64, 64, 1, 1)
 FORWARD = {
     (2, 64): Tuning(128, 64, 4, 3),
     (2, 128): Tuning(128, 64, 8, 3),
@@ -98,12 +99,14 @@ def _chosen(
 ) -> Tuning:
     if INTERPRETED.value:
         return INTERPRETER
-    table = large if _has_much_memory(device) else small
+    compute_capability = _compute_capability(device)
+    if compute_capability < OLDEST_FOR_BFLOAT16:
+        # Triton multiplies without tensor cores there, and loops are unrolled: small blocks.
+        element_size = min(8, 2 * element_size)
+    table = large if has_much_memory(compute_capability) else small
     return table[element_size, max(64, padded(width))]
 
 
 @lru_cache
-def _has_much_memory(device: torch.device) -> bool:
-    """Whether a block of threads may have 160 KiB of shared memory."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return (major, minor) == (8, 0) or major in (9, 10)
+def _compute_capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
