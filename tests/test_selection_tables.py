@@ -98,7 +98,7 @@ ORDERS = {
         "flash4 sdpa-cudnn flash2 sdpa-flash sdpa-efficient xformers triton flex "
         "sdpa-efficient-bias manual"
     ),
-    ("cpu", "float32"): "sdpa-cpu triton manual",
+    ("cpu", "float32"): "sdpa-cpu manual triton",
     ("xpu", "float32"): "manual",
 }
 

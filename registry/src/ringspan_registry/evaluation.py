@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ringspan_registry.devices import DeviceInfo
 from ringspan_registry.discovery import Offer
 from ringspan_registry.provider import Availability, Provider
 
-__all__ = ["Faulty", "checked_priority", "evaluate", "faulted", "probe"]
+__all__ = ["Faulty", "checked_priority", "evaluate", "faulted", "probe", "prove", "refuted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,23 @@ def _fault(error: Exception, doing: str) -> Faulty:
 
 def probe(provider: Provider, device: DeviceInfo) -> Availability:
     """What the provider's probe says; never raises what the probe raised."""
+    return _asked(provider.probe, device, "probe")
+
+
+def prove(provider: Provider, device: DeviceInfo) -> Availability:
+    """What the provider's proof says; never raises what the proof raised."""
+    return _asked(provider.proof, device, "proof")
+
+
+def _asked(
+    ask: Callable[[DeviceInfo], Availability], device: DeviceInfo, doing: str
+) -> Availability:
     try:
-        answer = provider.probe(device)
+        answer = ask(device)
         if not isinstance(answer, Availability):
             raise TypeError(f"expected an Availability, got {answer!r}")
     except Exception as error:  # noqa: BLE001 - third-party code; kept as this provider's fault
-        return _fault(error, "probe")
+        return _fault(error, doing)
     return answer
 
 
@@ -84,8 +95,11 @@ def _probed(offer: Offer, availability: Availability) -> Candidate:
         CandidateState.ELIGIBLE,
         version=offer.version,
     )
-    if availability.usable:
-        return candidate
+    return candidate if availability.usable else refuted(candidate, availability)
+
+
+def refuted(candidate: Candidate, availability: Availability) -> Candidate:
+    """The same candidate, of which a probe or a proof says that it is not usable."""
     candidate = replace(
         candidate,
         state=CandidateState.UNAVAILABLE,

@@ -65,10 +65,19 @@ class Provider(ABC):
     def probe(self, device: DeviceInfo) -> Availability:
         """Says whether this provider really runs on `device`.
 
-        That is: importable, of the right version, and a tiny call works.
+        That is: importable, of the right version, and, unless `proof` does that, a tiny call
+        works. Every candidate is probed, so a probe must not compile anything.
         An exception escaping from a probe marks the provider *faulty*; a provider that
         merely cannot serve returns `Availability.no(reason)`.
         """
+
+    def proof(self, device: DeviceInfo) -> Availability:
+        """Says whether a tiny call, which may have to be compiled, really works on `device`.
+
+        Asked once, after `probe` said yes and only where this provider is about to be chosen, and
+        by `ringspan doctor`. Exceptions are those of a probe.
+        """
+        return Availability.yes()
 
     def priority(self, device: DeviceInfo) -> int:
         """Preference among eligible providers under `auto` on `device`; larger is tried first."""

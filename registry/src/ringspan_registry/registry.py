@@ -29,7 +29,14 @@ from ringspan_registry.errors import (
     RingspanError,
     UnknownProvider,
 )
-from ringspan_registry.evaluation import checked_priority, evaluate, faulted, probe
+from ringspan_registry.evaluation import (
+    checked_priority,
+    evaluate,
+    faulted,
+    probe,
+    prove,
+    refuted,
+)
 from ringspan_registry.measurements import MeasurementFile, Subject, default_path, text_of
 from ringspan_registry.provider import Availability, Provider
 from ringspan_registry.refusals import no_eligible_provider, sourced
@@ -90,6 +97,7 @@ class Registry:
         self._found: Catalogue | None = None
         self._discovering = False
         self._probes: dict[tuple[str, str, DeviceInfo], Availability] = {}
+        self._proofs: dict[tuple[str, str, DeviceInfo], Availability] = {}
         self._decisions: dict[_Question, Decision] = {}
         self._quarantined: dict[tuple[str, str], str] = {}
         self._timings = Timings()
@@ -121,7 +129,10 @@ class Registry:
         for clash in self._catalogue().clashes:
             if clash.kind == kind and name in clash.providers:
                 return Availability.no(f"offered by {clash.parties}", remedy=clash.remedy)
-        return self._probe(self._catalogue().one(kind, name), device)
+        offer = self._catalogue().one(kind, name)
+        found = self._probe(offer, device)
+        proof = self._prove(offer, device) if found.usable else found
+        return found if proof.usable else proof
 
     def select(
         self,
@@ -237,7 +248,8 @@ class Registry:
         ranked = [self._ranked(offer, question) for offer in offers.values()]
         if question.insist is not None:
             ranked = [_insisted(entry, question.insist) for entry in ranked]
-        elif question.tuned and measure is not None:
+        ranked = self._proven(ranked, offers, question)
+        if question.insist is None and question.tuned and measure is not None:
             ranked = self._timed(ranked, offers, question, measure)
         decision = _decision(kind, question.problem, wish, settle(ranked, wish))
         if not decision.chosen:
@@ -259,6 +271,32 @@ class Registry:
         except Exception as error:  # noqa: BLE001 - third-party code; kept as this provider's fault
             return Ranked(faulted(candidate, error, "priority"), position)
         return Ranked(candidate, position, priority)
+
+    def _proven(
+        self, ranked: Sequence[Ranked], offers: Mapping[str, Offer], question: _Question
+    ) -> list[Ranked]:
+        """The same, where who is about to be chosen, or to be measured, has proved to work.
+
+        A proof may compile: those who would lose anyway are not asked for one.
+        """
+        found, proved = list(ranked), set[str]()
+        while True:
+            rivals = sorted((each for each in found if each.eligible), key=lambda each: each.order)
+            if not question.tuned:
+                rivals = rivals[:1]
+            rivals = [
+                each
+                for each in rivals
+                if each.position == rivals[0].position and each.candidate.name not in proved
+            ]
+            if not rivals:
+                return found
+            for entry in rivals:
+                proof = self._prove(offers[entry.candidate.name], question.device)
+                proved.add(entry.candidate.name)
+                if not proof.usable:
+                    failed = replace(entry, candidate=refuted(entry.candidate, proof))
+                    found[found.index(entry)] = failed
 
     def _timed(
         self,
@@ -304,6 +342,14 @@ class Registry:
                 if key not in self._probes:
                     self._probes[key] = probe(offer.provider, device)
         return self._probes[key]
+
+    def _prove(self, offer: Offer, device: DeviceInfo) -> Availability:
+        key = (offer.kind, offer.name, device)
+        if key not in self._proofs:
+            with self._lock:
+                if key not in self._proofs:
+                    self._proofs[key] = prove(offer.provider, device)
+        return self._proofs[key]
 
     def _wish(self, kind: str, requested: str | Sequence[str] | None) -> Wish:
         if kind in self._configuration.keys:

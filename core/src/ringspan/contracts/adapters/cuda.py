@@ -80,7 +80,7 @@ class CudaKernel(GuardedKernel):
         return torch.__version__
 
     def probe(self, device: DeviceInfo) -> Availability:
-        """Usable where a tiny forward and backward on the GPU agree with the formula."""
+        """Usable where the kernel is installed, and made for this GPU."""
         if device.type != "cuda":
             return Availability.no(f"device {device.type} (supported: cuda)")
         if not torch.cuda.is_available():
@@ -102,7 +102,11 @@ class CudaKernel(GuardedKernel):
             )
         if lack := self.missing():
             return Availability.no(lack, remedy=self.remedy)
-        tried = trial(self, torch.device("cuda", index), self.trial_dtype)
+        return Availability.yes(version=self.kernel_version())
+
+    def proof(self, device: DeviceInfo) -> Availability:
+        """Usable where a tiny forward and backward on the GPU agree with the formula."""
+        tried = trial(self, torch.device("cuda", device.index or 0), self.trial_dtype)
         return replace(tried, version=self.kernel_version())
 
     def attend(

@@ -56,6 +56,7 @@ class ProviderSuite(Suite, published=True):
         """A device of this machine that the provider can use; skips the others with its reason."""
         found: DeviceInfo = request.param
         answer = provider.probe(found)
+        answer = provider.proof(found) if answer.usable else answer
         if not answer.usable:
             pytest.skip(f"not usable on {device_name(found)}: {answer.reason}")
         return found

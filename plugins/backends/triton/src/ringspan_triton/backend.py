@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Triton"]
 
 
-
 class Triton(AttentionBackend):
     """Attention, block-sparse attention, gathers and merges by kernels written in Triton.
 
@@ -60,7 +60,7 @@ class Triton(AttentionBackend):
     )
 
     def probe(self, device: DeviceInfo) -> Availability:
-        """Usable where Triton is there and a tiny call agrees with the formula."""
+        """Usable where Triton is there, for a GPU or, interpreted, for a CPU."""
         if device.type not in self.capabilities.devices:
             supported = ", ".join(sorted(self.capabilities.devices))
             return Availability.no(f"device {device.type} (supported: {supported})")
@@ -75,7 +75,7 @@ class Triton(AttentionBackend):
                     "on a CPU the kernels run interpreted, which is off",
                     remedy="set TRITON_INTERPRET=1 before Python starts, for tests",
                 )
-            return _tried(torch.device("cpu"), torch.float32)
+            return Availability.yes(version("triton"))
         if interpreted:
             return Availability.no(
                 "TRITON_INTERPRET=1 runs kernels on the CPU", remedy="unset TRITON_INTERPRET"
@@ -85,17 +85,25 @@ class Triton(AttentionBackend):
                 f"torch {torch.__version__} sees no CUDA device",
                 remedy="install a CUDA build of torch, on a machine with an NVIDIA GPU",
             )
-        index = device.index or 0
+        index, count = device.index or 0, torch.cuda.device_count()
+        if index >= count:
+            return Availability.no(f"CUDA device {index} (there: 0..{count - 1})")
         found = torch.cuda.get_device_capability(index)
         if found < OLDEST:
             return Availability.no(
                 f"compute capability {found[0]}.{found[1]} (supported: 7.5 and later)"
             )
-        return _tried(torch.device("cuda", index), torch.float16)
+        return Availability.yes(version("triton"))
+
+    def proof(self, device: DeviceInfo) -> Availability:
+        """Usable where a tiny call agrees with the formula."""
+        if device.type == "cpu":
+            return _tried(torch.device("cpu"), torch.float32)
+        return _tried(torch.device("cuda", device.index or 0), torch.float16)
 
     def priority(self, device: DeviceInfo) -> int:
         """Behind PyTorch's own kernels on a GPU, and never by itself on a CPU."""
-        return 60 if device.type == "cuda" else -100
+        return 60 if device.type == "cuda" else -2000
 
     def extra_reasons(self, problem: Problem) -> Iterable[str]:
         """GPUs that are too old, too old for bfloat16, or short of shared memory."""
@@ -107,6 +115,8 @@ class Triton(AttentionBackend):
             yield f"compute capability {found[0]}.{found[1]} (supported: 7.5 and later)"
         if problem.dtype == "bfloat16" and found < OLDEST_FOR_BFLOAT16:
             yield f"dtype bfloat16 {has} (supported: 8.0 and later)"
+        if problem.task is not Task.ATTEND:
+            return
         most = widest(found, getattr(torch, problem.dtype).itemsize)
         for name, head_dim in problem.head_dims.items():
             if head_dim > most:

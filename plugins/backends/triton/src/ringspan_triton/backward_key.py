@@ -49,9 +49,7 @@ def key_kernel(
         if drawing is not None:
             words = key_words(drawing, batch, query_head, rows, inside)
         own = (j, j_in_block, here, words, k, v)
-        start, stop, all_start, all_stop = query_span(
-            visible, at, first, last, sizes.queries, CASE
-        )
+        start, stop, all_start, all_stop = query_span(visible, at, first, last, sizes.queries, CASE)
         plain, plain_count, masked, masked_count, gap_at, gap = walks(
             sparse, block, start, stop, all_start, all_stop, sizes.queries,
             visible.padding is not None, QUERIES,

@@ -34,9 +34,9 @@ class Sparse(NamedTuple):
     longest: int
 
 
-_tables: WeakKeyDictionary[
-    ActiveBlocks, dict[tuple[torch.device, bool, int, int], Sparse]
-] = WeakKeyDictionary()
+_tables: WeakKeyDictionary[ActiveBlocks, dict[tuple[torch.device, bool, int, int], Sparse]] = (
+    WeakKeyDictionary()
+)
 
 
 def tables(
