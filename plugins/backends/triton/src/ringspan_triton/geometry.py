@@ -155,10 +155,11 @@ def lying_scalars(x: Float[Tensor, "B H N"]) -> Lying:
 
 def number(x: float, dtype: torch.dtype) -> float | int:
     """A number for a kernel that computes in `dtype`: Triton would round a float to float32."""
-    if dtype != torch.float64:
-        return x
-    (bits,) = struct.unpack("<q", struct.pack("<d", x))
-    return int(bits)
+    if dtype == torch.float64:
+        (bits,) = struct.unpack("<q", struct.pack("<d", x))
+        return int(bits)
+    # The interpreter takes what float32 cannot hold for a float64.
+    return x if abs(x) >= torch.finfo(torch.float32).tiny else 0.0
 
 
 def _sides(case: MaskCase, left: int, right: int, queries: int, keys: int) -> tuple[int, int]:
