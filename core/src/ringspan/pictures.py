@@ -84,9 +84,13 @@ def _intervals(batch: Batch) -> tuple[Ints, Ints]:
     if batch.low is not None and batch.high is not None:
         return batch.low, batch.high
     low = np.zeros_like(listed(batch.query))
+    row, keys = np.arange(low.shape[1]), listed(batch.key).shape[1]
     if batch.mask is MaskCase.CAUSAL:
-        return low, low + np.arange(1, low.shape[1] + 1)
-    return low, low + listed(batch.key).shape[1]
+        return low, low + row + 1
+    if batch.mask is MaskCase.BAND:
+        first, last = row - batch.left, row + batch.right + 1
+        return low + np.maximum(first, 0), low + np.minimum(last, keys)
+    return low, low + keys
 
 
 def _interval_pairs(query: Ints, key: Ints, low: Ints, high: Ints, pixels: int) -> Ints:
