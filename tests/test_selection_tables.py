@@ -51,19 +51,14 @@ on                                      in                head dims | full      
 cpu                                     any               64-320    | sdpa-cpu        sdpa-cpu        sdpa-cpu             sdpa-cpu             sdpa-cpu
 xpu                                     any               64-320    | manual          manual          manual               manual               manual
 any GPU                                 any               320       | manual          manual          manual               manual               manual
-pascal-6.1, volta-7.0                   float64           64-256    | manual          manual          manual               manual               manual
+any GPU                                 float64           64-256    | manual          manual          manual               manual               manual
 pascal-6.1, volta-7.0                   bfloat16          64-256    | manual          manual          manual               manual               manual
 pascal-6.1                              float32, float16  64-256    | sdpa-efficient  sdpa-efficient  sdpa-efficient-bias  sdpa-efficient-bias  sdpa-efficient-bias
 volta-7.0                               float32, float16  64-256    | xformers        xformers        sdpa-efficient-bias  sdpa-efficient-bias  sdpa-efficient-bias
-turing-7.5                              float64           64        | triton          triton          triton               triton               triton
-turing-7.5                              float64           128-256   | manual          manual          manual               manual               manual
 turing-7.5                              bfloat16          64-256    | manual          manual          manual               manual               manual
 turing-7.5                              float32           64-128    | xformers        xformers        triton               triton               triton
 turing-7.5                              float32           192-256   | xformers        xformers        sdpa-efficient-bias  sdpa-efficient-bias  sdpa-efficient-bias
 turing-7.5                              float16           64-256    | xformers        xformers        triton               triton               triton
-ampere-8.0, hopper-9.0, blackwell-10.0  float64           64-256    | triton          triton          triton               triton               triton
-ampere-8.6, ada-8.9, blackwell-12.0     float64           64-128    | triton          triton          triton               triton               triton
-ampere-8.6, ada-8.9, blackwell-12.0     float64           192-256   | manual          manual          manual               manual               manual
 from Ampere                             float32           64-256    | sdpa-efficient  sdpa-efficient  triton               triton               triton
 ampere-8.0                              half              64-256    | flash2          flash2          flash2               triton               triton
 ampere-8.6, ada-8.9                     half              64-192    | flash2          flash2          flash2               triton               triton

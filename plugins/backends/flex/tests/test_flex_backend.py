@@ -312,7 +312,7 @@ def test_what_the_compiler_refuses_raises_and_does_not_run_uncompiled() -> None:
 def test_a_cpu_is_refused_with_the_reason() -> None:
     found = Flex().probe(CPU)
     assert not found.usable
-    assert "no log-sum-exp on a CPU" in found.reason
+    assert "no log-sum-exp on a CPU" in found.remedy
     assert list(Flex().reasons_against(Problem("cpu", "float32", MaskCase.FULL, 16, 16)))
 
 

@@ -65,8 +65,8 @@ class Flex(CudaKernel):
         """Usable where a tiny forward and backward on the GPU agree with the formula."""
         if device.type == "cpu":
             return Availability.no(
-                "device cpu (supported: cuda): compiled, FlexAttention has no log-sum-exp on a CPU",
-                remedy="use sdpa or manual",
+                "device cpu (supported: cuda)",
+                remedy="use sdpa: compiled, FlexAttention has no log-sum-exp on a CPU",
             )
         return super().probe(device)
 
