@@ -133,6 +133,8 @@ def _run(device: torch.device, options: argparse.Namespace) -> int:
     print("\nevery number is exact" if exact else "\nNOT EXACT, OR FAILED: see above")
     if out is not None:
         print(f"results in {out}")
+    else:
+        print("nothing was written: --out says where results of a CPU go")
     return 0 if exact else 1
 
 

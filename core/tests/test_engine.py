@@ -58,7 +58,7 @@ class _Choice:
     events: list[str] = field(default_factory=list)
 
     takes_branches = only_branches = whole = False
-    gatherer = merger = None
+    gathers = merges = False
 
     def backend(self, work: Work) -> Any:
         return self.used
@@ -73,8 +73,8 @@ class _Chosen:
 
     choice: _Choice
 
-    def run(self, backend: Any, work: Work, what: str, launch: Any, *inputs: Any) -> Any:
-        return launch()
+    def run(self, name: str, what: str, launch: Any, *inputs: Any, look: Any = None) -> Any:
+        return launch(self.choice.used)
 
 
 class _Noting(Toy):

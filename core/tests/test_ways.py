@@ -16,11 +16,13 @@ from ringspan.contracts import (
     Grads,
     NoEligibleProvider,
     TileOutput,
+    UnknownProvider,
     hookimpl,
 )
 from ringspan.contracts.errors import KernelFault
 from ringspan.testing.site import plugged_in
 from ringspan.testing.toy import Toy
+from ringspan.testing.toy_whole import ToyWhole
 from torch import Tensor
 
 N, HEADS, KV_HEADS, HEAD_DIM, VALUE_HEAD_DIM = 311, 4, 2, 16, 8
@@ -31,6 +33,7 @@ PATTERNS = {
     "one branch": rs.Dilated((50,), (3,)),
     "head groups": rs.HeadGroups((64, 128), (1, 3)),
     "blocks": rs.BlockSparse.local(32, 2, 1),
+    "neighbours": rs.Neighborhood((5,)),
 }
 LENGTHS = (7, 20, 33, 50, 61, 13, 5, 9, 17, 30, 44, 22)
 MODES: dict[str, dict[str, Any]] = {
@@ -134,7 +137,7 @@ class Failing(Toy):
 
 @hookimpl
 def ringspan_attention_backends() -> Sequence[AttentionBackend]:
-    return [Failing()]
+    return [Failing(), FailingWhole()]
 
 
 @pytest.fixture
@@ -179,4 +182,135 @@ def test_the_next_backend_goes_on_where_the_settings_say_so(
                 torch.testing.assert_close(x, exact, rtol=1e-11, atol=1e-11)
     told = [each for each in caplog.records if "quarantined" in each.getMessage()]
     assert [each.levelname for each in told] == ["WARNING"]
-    assert rs.last_run().decisions["backend (full)"].chosen != "failing"  # type: ignore[union-attr]
+    run = rs.last_run()
+    assert run is not None
+    assert run.decisions["backend (full)"].chosen != "failing"
+
+
+def test_a_backward_pass_says_who_took_the_place_of_whom(
+    failing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Failing, "at", "backward")
+    monkeypatch.setattr(Failing, "how", "raise")
+    with rs.use(on_fault="next"):
+        results({}, pattern=PATTERNS["longnet"])
+    run = rs.last_run()
+    assert run is not None
+    assert run.backward_decisions is not None
+    assert run.decisions["backend (full)"].chosen == "failing"
+    taken = run.backward_decisions["backend (full)"].chosen
+    assert taken != "failing"
+    assert f"backward: backend (full) {taken}" in str(run)
+
+
+class FailingWhole(ToyWhole):
+    """Fails at whole work, at merging, or with gradients of listed rows."""
+
+    name = "failing-whole"
+    at: ClassVar[str] = ""
+
+    def priority(self, device: DeviceInfo) -> int:
+        return -500
+
+    def forward(self, *tensors: Any, **options: Any) -> TileOutput:
+        if self.at == "forward":
+            raise RuntimeError("no whole work today")
+        return super().forward(*tensors, **options)
+
+    def merge(self, *pieces: Any, **options: Any) -> Any:
+        if self.at == "merge":
+            raise RuntimeError("no merging today")
+        return super().merge(*pieces, **options)
+
+    def backward_branch(self, *tensors: Any, **options: Any) -> None:
+        super().backward_branch(*tensors, **options)
+        if self.at == "backward_branch":
+            for grad in options["grads"]:
+                grad.fill_(torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("at", "pattern", "mode"),
+    [
+        ("forward", "blocks", "plain"),
+        ("forward", "dense", "documents"),
+        ("merge", "longnet", "plain"),
+        ("backward_branch", "longnet", "plain"),
+        ("backward_branch", "neighbours", "plain"),
+    ],
+)
+def test_whatever_fails_something_else_takes_its_place(
+    failing: None, monkeypatch: pytest.MonkeyPatch, at: str, pattern: str, mode: str
+) -> None:
+    call: dict[str, Any] = {"pattern": PATTERNS[pattern]}
+    expected = results(MODES[mode], **call, backend="toy")
+    monkeypatch.setattr(FailingWhole, "at", at)
+    with rs.use(on_fault="next", fused="failing-whole" if at == "merge" else "off"):
+        if at == "merge":
+            # It was named, and nobody else may merge.
+            with pytest.raises(KernelFault, match="no merging today"):
+                results(MODES[mode], **call)
+            return
+        found = results(MODES[mode], **call, backend=("failing-whole", "auto"))
+    for x, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, exact, rtol=1e-11, atol=1e-11)
+
+
+def test_a_backward_pass_goes_on_as_its_forward_pass_was_told(
+    failing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q = torch.randn(1, 64, 2, 8, dtype=torch.float64, requires_grad=True)
+    with rs.use(on_fault="next"):
+        out = rs.attention(q, q, q, pattern=PATTERNS["longnet"])
+    monkeypatch.setattr(Failing, "at", "backward")
+    monkeypatch.setattr(Failing, "how", "raise")
+    monkeypatch.setattr(FailingWhole, "at", "backward_branch")
+    out.sum().backward()
+    assert q.grad is not None
+    assert q.grad.isfinite().all()
+
+
+def test_rows_that_nobody_wrote_yet_are_no_fault(failing: None) -> None:
+    poison = [torch.full((1, 2, 5000), torch.nan) for _ in range(40)]
+    del poison
+    q = torch.randn(1, 5000, 2, 4)
+    rs.attention(q, q, q, pattern=rs.Dilated((64,), (1,)), backend="toy-whole")
+
+
+def test_scores_beyond_float32_are_no_fault_of_the_kernel(failing: None) -> None:
+    q = torch.full((1, 8, 1, 4), 1e20)
+    q[:, ::2] *= -1
+    with rs.use(on_fault="next"):
+        rs.attention(q, q, q, backend="toy")
+    assert not catalogue().quarantined()
+
+
+def test_a_mover_that_nobody_offers_is_refused_by_the_name_of_its_setting() -> None:
+    with rs.use(fused="nobody"), pytest.raises(UnknownProvider, match=r"fused \(from context\)"):
+        results({}, pattern=PATTERNS["longnet"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "options", "way"),
+    [
+        ("longnet", {"backend": "toy-whole"}, {"backend (full)": "rows in place"}),
+        ("longnet", {"backend": "toy"}, {"backend (full)": "rows as strided views"}),
+        (
+            "blocks",
+            {"backend": "toy-whole"},
+            {"backend (blocks)": "compressed rows of blocks, whole"},
+        ),
+        (
+            "dense",
+            {"backend": "toy-whole", "documents": MODES["documents"]["documents"]},
+            {"backend (ragged full)": "all lengths in one call"},
+        ),
+    ],
+)
+def test_explain_says_in_which_way_rows_are_taken(
+    pattern: str, options: dict[str, Any], way: dict[str, str]
+) -> None:
+    q = torch.zeros(1, N, HEADS, HEAD_DIM)
+    report = rs.explain(q, q, q, pattern=PATTERNS[pattern], **options)
+    assert report.ways == way
+    assert all(f"\n    {each}\n" in str(report) for each in way.values())

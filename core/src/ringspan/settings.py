@@ -19,7 +19,9 @@ class Settings(BaseModel):
         "off", description="measure eligible backends on a problem's first run, or rank them"
     )
     autotune_file: str | None = Field(
-        None, description="where measured times are kept (default: in the user's folder of caches)"
+        None,
+        min_length=1,
+        description="where measured times are kept (default: in the user's folder of caches)",
     )
     on_fault: Literal["raise", "next"] = Field(
         "raise", description="when a kernel fails: raise, or go on with the next backend"

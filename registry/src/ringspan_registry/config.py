@@ -252,6 +252,10 @@ class Configuration:
                     got=name,
                     remedy=did_you_mean(name.upper(), known),
                 )
+        for key in self.keys:
+            raw = self._environ.get(self._variable(key), "")
+            if raw.strip():
+                self._from_text(key, raw, self._variable(key))
 
     def _check_key(self, key: str) -> None:
         if key not in self._schema.model_fields:

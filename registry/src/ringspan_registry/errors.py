@@ -142,7 +142,8 @@ class KernelFault(RingspanError):
             f"backend {backend!r}{known}",
             expected=f"a result for {problem}",
             got=f"a fault: {reason}",
-            remedy='Set on_fault = "next" to go on with the next backend, or name another backend',
+            remedy='Name another backend; with on_fault = "next" and several names, or "auto", '
+            "the next one goes on",
         )
         error.backend, error.reason = backend, reason
         return error

@@ -14,7 +14,7 @@ from torch import Tensor
 from ringspan.catalogue import catalogue, configuration
 from ringspan.contracts.backend import AttentionBackend, Problem, Task
 from ringspan.contracts.communicator import Communicator, Link
-from ringspan.contracts.errors import NoEligibleProvider
+from ringspan.contracts.errors import NoEligibleProvider, UnknownProvider
 from ringspan.contracts.masks import MaskCase
 from ringspan.contracts.work import Affine, Ragged, Tiles, Work
 from ringspan.engine.ring.wire import Wire
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WHOLE",
+    "Caution",
     "Choice",
     "Operands",
     "Question",
@@ -89,6 +90,22 @@ class Operands:
         return str(self.dtype).removeprefix("torch.")
 
 
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """What is done about kernels that fail, from the forward pass to the backward pass."""
+
+    go_on: bool = False
+    """Whether the next eligible backend takes the place of one that failed."""
+    always: bool = False
+    """Whether every result is looked at for NaN, not only the first of a kind."""
+
+    @classmethod
+    def configured(cls) -> Caution:
+        """As the settings say now."""
+        settings = configuration()
+        return cls(settings.get("on_fault").value == "next", bool(settings.get("debug").value))
+
+
 @dataclass(frozen=True)
 class Choice:
     """The decisions of one call, by what was decided: backends, who moves rows, a communicator."""
@@ -96,6 +113,7 @@ class Choice:
     named: tuple[tuple[str, Decision], ...]
     wire: Wire
     """How the messages of its ring travel."""
+    caution: Caution = Caution()
 
     @cached_property
     def decisions(self) -> dict[str, Decision]:
@@ -111,9 +129,18 @@ class Choice:
         """Whether tiles of many lengths are taken in one call."""
         return ragged_for(mask) in self.decisions
 
+    @property
+    def requested(self) -> tuple[str, ...]:
+        """The backends that were asked for."""
+        return self.named[0][1].requested
+
     def backend(self, work: Work) -> AttentionBackend:
         """The backend chosen for some work."""
-        return self._backends[name_of(work)]
+        return self.named_backend(name_of(work))
+
+    def named_backend(self, name: str) -> AttentionBackend:
+        """The backend chosen under a name."""
+        return self._backends[name]
 
     @cached_property
     def takes_branches(self) -> bool:
@@ -125,15 +152,15 @@ class Choice:
         """Whether all backends do."""
         return all(backend.capabilities.branches for backend in self._tile_backends)
 
-    @cached_property
-    def gatherer(self) -> AttentionBackend | None:
-        """Whose kernel brings rows together; None: torch's operators do."""
-        return self._backends.get(str(Task.GATHER))
+    @property
+    def gathers(self) -> bool:
+        """Whether a kernel brings rows together; else torch's operators do."""
+        return str(Task.GATHER) in self.decisions
 
-    @cached_property
-    def merger(self) -> AttentionBackend | None:
-        """Whose kernel puts pieces together; None: torch's operators do."""
-        return self._backends.get(str(Task.MERGE))
+    @property
+    def merges(self) -> bool:
+        """Whether a kernel puts pieces together; else torch's operators do."""
+        return str(Task.MERGE) in self.decisions
 
     @cached_property
     def _backends(self) -> dict[str, AttentionBackend]:
@@ -274,9 +301,16 @@ def _sample(plan: Plan, operands: Operands, problem: Problem) -> Sample | None:
 
 def _decide_moves(call: Call, operands: Operands) -> Iterator[Question]:
     """Who gathers and merges rows: not on a CPU, where torch's operators do, unless asked to."""
-    fused = configuration().get("fused").value
+    setting = configuration().get("fused")
+    fused = setting.value
     if fused == OFF or (fused == AUTO and operands.device.type == "cpu"):
         return
+    if fused != AUTO and fused not in catalogue().names("backend"):
+        raise UnknownProvider(
+            f"fused (from {setting.source})",
+            expected=f"auto, off or one of {', '.join(catalogue().names('backend'))}",
+            got=repr(fused),
+        )
     info = device_info(operands.device)
     otherwise = "torch's operators do" if fused == AUTO else ""
     for task in (Task.GATHER, Task.MERGE):
@@ -332,7 +366,7 @@ def choose(
             # Not a failure where the same work is done in another way, of which `explain` tells.
             if not question.otherwise:
                 raise
-    return Choice(tuple(named), wire)
+    return Choice(tuple(named), wire, Caution.configured())
 
 
 def _group_backends(call: Call) -> str:

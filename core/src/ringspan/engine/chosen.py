@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from ringspan.catalogue import catalogue, configuration
+from ringspan.catalogue import catalogue
 from ringspan.contracts.backend import AttentionBackend
 from ringspan.contracts.errors import KernelFault, NoEligibleProvider
-from ringspan.contracts.work import Work
-from ringspan.engine.choice import Choice, name_of
+from ringspan.engine.choice import Choice
 from ringspan.engine.faults import Checked, guarded_call
 
 if TYPE_CHECKING:
@@ -28,30 +27,53 @@ _checked: WeakKeyDictionary[Registry, Checked] = WeakKeyDictionary()
 
 
 class Chosen:
-    """The choice of a pass. Failing kernels are named, and replaced where the settings say so."""
+    """The choice of a pass. Failing kernels are named, and replaced where the settings say so.
 
-    def __init__(self, choice: Choice) -> None:
+    Args:
+        choice: what runs at first.
+        again: asks the same questions anew, after a backend was quarantined.
+        scale: of the scores.
+    """
+
+    def __init__(self, choice: Choice, again: Callable[[Choice], Choice], scale: float) -> None:
         self.choice = choice
-        self._always = bool(configuration().get("debug").value)
+        self._again, self._scale = again, scale
         self._checked = _checked.get(catalogue()) or _checked.setdefault(catalogue(), Checked())
 
     def run(
         self,
-        backend: AttentionBackend,
-        work: Work,
+        name: str,
         what: str,
-        launch: Callable[[], Result],
+        launch: Callable[[AttentionBackend], Result],
         *inputs: Tensor,
+        look: Callable[[Result], object] | None = None,
     ) -> Result:
-        """One launch.
+        """One launch of the backend that was chosen under a name.
+
+        Args:
+            name: of the decision.
+            what: the method.
+            launch: calls it.
+            inputs: all tensors that it reads.
+            look: what of the result to look at; None: all of it.
 
         Raises:
             KernelFault: it raised, or its result holds NaN where no input does. The latter is
                 looked for on the first launch of a kind, and with `debug` on each.
         """
-        decision = self.choice.decisions[name_of(work)]
-        check = self._always or self._checked.first_time((backend.name, decision.problem, what))
-        return guarded_call(backend, what, launch, inputs, decision.problem, check)
+        problem, backend = self.choice.decisions[name].problem, self.choice.named_backend(name)
+        check = self.choice.caution.always or self._checked.first_time(
+            (backend.name, problem, what)
+        )
+        return guarded_call(
+            backend, what, partial(launch, backend), inputs, problem, check, look, self._scale
+        )
+
+    def without_quarantined(self) -> None:
+        """Replaces backends that failed since they were chosen, in another call."""
+        shut_out = catalogue().quarantined()
+        if any((each.kind, each.chosen) in shut_out for _, each in self.choice.named):
+            self.choice = self._again(self.choice)
 
     def without(self, fault: KernelFault) -> bool:
         """Takes the next eligible backend in place of one that failed.
@@ -59,32 +81,12 @@ class Chosen:
         Returns:
             False where the settings say that a fault is raised, or where nobody is left.
         """
-        if configuration().get("on_fault").value != "next":
+        if not self.choice.caution.go_on:
             return False
-        catalogue().quarantine(
-            "backend", fault.backend, f"{fault.reason}, asked for {fault.expected}"
-        )
+        why = f"{fault.reason}, asked for {fault.expected}"
+        catalogue().quarantine("backend", fault.backend, why)
         try:
-            self.choice = _again(self.choice, fault.backend)
+            self.choice = self._again(self.choice)
         except NoEligibleProvider:
             return False
         return True
-
-
-def _again(choice: Choice, failed: str) -> Choice:
-    """The same questions, asked anew where the failed backend was the answer."""
-    named = tuple(
-        (
-            name,
-            catalogue().select(
-                decision.kind,
-                decision.problem,
-                decision.problem.device_info,
-                requested=decision.requested,
-            )
-            if decision.kind == "backend" and decision.chosen == failed
-            else decision,
-        )
-        for name, decision in choice.named
-    )
-    return replace(choice, named=named)

@@ -8,10 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ringspan.contracts.backend import AttentionBackend
 from ringspan.engine.kernels import Kernels, Saved, Sums
 from ringspan.engine.merge import Accumulator, Total, accumulation_dtype
-from ringspan.engine.pull import PulledOutput, PulledTotal
+from ringspan.engine.pull import Merge, PulledOutput, PulledTotal
 from ringspan.engine.ring.messages import Arrival, KeyValue, Ring
 from ringspan.engine.sink import sink_logits
 from ringspan.plan.steps import Plan, Step
@@ -64,8 +63,8 @@ def output_of(
     batch, rows, heads, _ = query.shape
     shape = (batch, rows, heads, value.shape[-1])
     alone = plan.one_piece and sinks is None
-    if kernels.choice.merger is not None and not alone:
-        return PulledOutput(kernels.choice.merger, shape, query)
+    if kernels.choice.merges and not alone:
+        return PulledOutput(kernels.merge, shape, query)
     dtype = query.dtype if alone else accumulation_dtype(query.dtype)
     return Accumulator(shape, query, dtype, plan.forward_covered, alone=alone)
 
@@ -79,10 +78,10 @@ def backward(
     their owner while the next step computes; this rank's own rows come last.
     """
     saved = kernels.prepared(with_positive_infinity(saved))
-    merger = None if kernels.choice.only_branches else kernels.choice.merger
-    grad_query = _total(saved.query, plan.one_piece, plan.backward_covered, merger)
+    merge = kernels.merge if kernels.choice.merges and not kernels.choice.only_branches else None
+    grad_query = _total(saved.query, plan.one_piece, plan.backward_covered, merge)
     grad_key, grad_value = (
-        _total(x, plan.key_one_piece, plan.key_covered, merger) for x in saved.local
+        _total(x, plan.key_one_piece, plan.key_covered, merge) for x in saved.local
     )
     returning: tuple[Step, Arrival] | None = None
     for step, rows in _arrivals(plan.backward_steps, saved.local, ring):
@@ -122,9 +121,9 @@ def with_positive_infinity(saved: Saved) -> Saved:
 
 
 def _total(
-    like: Tensor, one_piece: bool, covered: bool, merger: AttentionBackend | None
+    like: Tensor, one_piece: bool, covered: bool, merge: Merge | None
 ) -> Total | PulledTotal:
-    if merger is not None and not one_piece:
-        return PulledTotal(merger, like)
+    if merge is not None and not one_piece:
+        return PulledTotal(merge, like)
     dtype = like.dtype if one_piece else accumulation_dtype(like.dtype)
     return Total(tuple(like.shape), like, dtype, covered)

@@ -13,6 +13,7 @@ from ringspan.engine.choice import WHOLE, Operands, decide
 from ringspan.engine.plans import cached_plan, cached_plans
 from ringspan.engine.ring.wire import Wire
 from ringspan.engine.virtual.calls import check_queries, device_of, layout_of
+from ringspan.engine.ways import ways_of
 from ringspan.plan.balance import EVEN, busiest
 from ringspan.plan.cost import Cost, cost_of
 from ringspan.plan.staged import Staged, staged
@@ -196,6 +197,8 @@ class Explanation:
     """With virtual ranks: what goes to the device and back, and stays there."""
     otherwise: dict[str, str] = field(default_factory=dict)
     """What happens where nobody serves a decision that a call can do without, by its name."""
+    ways: dict[str, str] = field(default_factory=dict)
+    """In which way rank 0's chosen backends get their rows, by the name of the decision."""
 
     @property
     def can_run(self) -> bool:
@@ -221,6 +224,7 @@ class Explanation:
             "flops": self.flops,
             "ranks": [asdict(report) for report in self.ranks],
             "decisions": {name: decision.as_dict() for name, decision in self.decisions.items()},
+            "ways": self.ways,
             "streamed": None if self.streamed is None else asdict(self.streamed),
         }
 
@@ -247,6 +251,7 @@ class Explanation:
         for name, decision in self.decisions.items():
             instead = "" if decision.chosen else self.otherwise.get(name, "")
             lines.append(f"  {name}{', nobody: ' if instead else ''}{instead}:")
+            lines += [f"    {self.ways[name]}"] if name in self.ways else []
             lines += [f"    {line}" for line in str(decision).splitlines()]
         return "\n".join(lines)
 
@@ -291,6 +296,7 @@ def explain_call(
         {name: decision for name, decision, _ in decisions},
         None if virtual is None else _streamed(plans, inputs, device),
         {name: otherwise for name, _, otherwise in decisions if otherwise},
+        ways_of({name: decision for name, decision, _ in decisions}, plans[0]),
     )
 
 

@@ -29,6 +29,8 @@ def guarded_call(
     inputs: Sequence[Tensor | None],
     problem: object,
     check: bool,
+    look: Callable[[Result], object] | None = None,
+    scale: float = 1.0,
 ) -> Result:
     """The result of `call`, one launch of a backend.
 
@@ -40,6 +42,8 @@ def guarded_call(
         problem: what was asked, as text for the message.
         check: whether a result that holds NaN is a fault: see `Checked`. The host then waits for
             the device, so nothing is checked while a CUDA graph is recorded.
+        look: what of the result is checked; None: all of it.
+        scale: of the scores, which may overflow.
 
     Raises:
         KernelFault: the launch raised, or brought NaN of its own. The lack of memory and errors
@@ -55,8 +59,8 @@ def guarded_call(
         told = f"{what} raised {type(error).__name__}: {error}"
         raise _fault(backend, told, str(problem)) from error
     if check and not capturing():
-        bad = _with_nan(what, result)
-        if bad and not _excused(what, inputs):
+        bad = _with_nan(what, result if look is None else look(result))
+        if bad and not _excused(what, inputs, scale):
             told = f"{what} returned NaN in {', '.join(bad)} where its inputs have none"
             raise _fault(backend, told, str(problem))
     return result
@@ -117,7 +121,7 @@ def _named(what: str, result: object) -> Iterator[tuple[str, Tensor]]:
                 yield f"{front}{name}", x
 
 
-def _excused(what: str, inputs: Sequence[Tensor | None]) -> bool:
+def _excused(what: str, inputs: Sequence[Tensor | None], scale: float) -> bool:
     """Whether the arithmetic itself may come to NaN: `inf - inf`, `0 * inf`.
 
     Gradients in float16 overflow inside of kernels from finite inputs too: under loss scaling
@@ -127,4 +131,11 @@ def _excused(what: str, inputs: Sequence[Tensor | None]) -> bool:
     if what.startswith("backward") and any(x.dtype is torch.float16 for x in given):
         return True
     # Rows have a dimension more than `lse`, which is infinite where a row sees no key.
-    return any(bool((x.isnan() if x.ndim < 4 else ~x.isfinite()).any()) for x in given)
+    if any(bool((x.isnan() if x.ndim < 4 else ~x.isfinite()).any()) for x in given):
+        return True
+    rows = [x for x in given if x.ndim >= 4 and x.numel()]
+    largest = max((float(x.abs().max()) for x in rows), default=0.0)
+    width = max((x.shape[-1] for x in rows), default=1)
+    # Kernels compute in float32 at best, but for float64.
+    wide = torch.float64 if any(x.dtype is torch.float64 for x in rows) else torch.float32
+    return largest**2 * width * max(1.0, abs(scale)) > torch.finfo(wide).max / 16

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol
+from operator import methodcaller
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from ringspan.contracts.backend import AttentionBackend, Grads, TileOutput
-from ringspan.contracts.branch import Placed
+from ringspan.contracts.backend import AttentionBackend, Grads, Task, TileOutput
+from ringspan.contracts.branch import Piece, Placed
 from ringspan.contracts.errors import BrokenContract
 from ringspan.contracts.masks import Mask
 from ringspan.contracts.selection import Selection, key_rows, query_rows
-from ringspan.contracts.work import Affine, Indexed, Ragged, Tiles, Work
-from ringspan.engine.choice import Choice
+from ringspan.contracts.work import Indexed, Ragged, Tiles, Work
+from ringspan.engine.choice import Choice, name_of
 from ringspan.engine.chosen import Chosen
 from ringspan.engine.delta import deltas
 from ringspan.engine.masks import Drawn, Seed, branch_of, tile_dropout, tile_mask
@@ -161,6 +161,15 @@ class Kernels:
         else:
             self._add_tiles(work, saved, keys, sums)
 
+    def merge(
+        self, pieces: Sequence[Piece], shape: tuple[int, ...], **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """`AttentionBackend.merge` of the chosen kernel."""
+        inputs = [x for piece in pieces for x in (piece.x, piece.lse) if x is not None]
+        call = methodcaller("merge", pieces, shape, **options)
+        found = self.chosen.run(str(Task.MERGE), "merge", call, *inputs)
+        return cast("tuple[Tensor, Tensor | None]", found)
+
     def _in_place(self, tiles: Tiles) -> bool:
         capabilities = self._backend(tiles).capabilities
         return capabilities.branches and tiles.blocks is None and tiles.mask in capabilities.masks
@@ -183,13 +192,18 @@ class Kernels:
         backend, into = self._backend(tiles), total.into
         branch = branch_of(tiles, self.scale, keys.seen, self._drawn(keys), query.device)
 
-        def launch() -> TileOutput:
-            found = backend.forward_branch(query, *keys.rows, branch, into=into)
-            # Of a whole tensor, other rows may hold anything yet.
-            return found if into is None else TileOutput(branch.query.view(into.out), found.lse)
+        def launch(backend: AttentionBackend) -> TileOutput:
+            return backend.forward_branch(query, *keys.rows, branch, into=into)
 
+        def rows(found: TileOutput) -> TileOutput:
+            # Of whole tensors, other rows may hold anything yet.
+            lse = found.lse.transpose(1, 2).unsqueeze(-1)
+            return TileOutput(branch.query.view(found.out), branch.query.view(lse))
+
+        look = None if into is None else rows
         with _no_autocast(query):
-            found = self.chosen.run(backend, tiles, "forward_branch", launch, query, *keys.rows)
+            name = name_of(tiles)
+            found = self.chosen.run(name, "forward_branch", launch, query, *keys.rows, look=look)
         if into is None:
             self.watch(*found)
             shape = (query.shape[0] * tiles.count, tiles.query_length, _heads(tiles))
@@ -207,11 +221,11 @@ class Kernels:
             q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
         self.watch(q, k, v)
         with _no_autocast(q):
-            launch = partial(backend.forward, q, k, v, **options)
-            out, lse = self.chosen.run(backend, work, "forward", launch, q, k, v)
+            call = methodcaller("forward", q, k, v, **options)
+            out, lse = self.chosen.run(name_of(work), "forward", call, q, k, v)
         self.watch(out, lse)
         _check_output(backend, TileOutput(out, lse), q.shape[:3], v.shape[-1], q.dtype)
-        del q, k, v, launch
+        del q, k, v, call
         if isinstance(work, Ragged):
             out = torch.unflatten(out, 1, (batch, -1)).squeeze(0)
             lse = torch.unflatten(lse, 2, (batch, -1)).squeeze(0).transpose(0, 1)
@@ -220,11 +234,10 @@ class Kernels:
     def _add_branch(self, tiles: Tiles, saved: Saved, keys: Keys, sums: Sums) -> None:
         assert saved.delta is not None
         branch = branch_of(tiles, self.scale, keys.seen, self._drawn(keys), saved.query.device)
-        backend = self._backend(tiles)
         tensors = (saved.grad_out, saved.query, *keys.rows, saved.lse, saved.delta)
         grads = Grads(sums.query.tensor, sums.key.tensor, sums.value.tensor)
 
-        def launch() -> Grads:
+        def launch(backend: AttentionBackend) -> Grads:
             backend.backward_branch(
                 *tensors,
                 branch,
@@ -232,12 +245,14 @@ class Kernels:
                 first_query=tiles.backward_first and sums.query.fresh,
                 first_key=tiles.key_first and sums.key.fresh,
             )
-            rows = (branch.query, branch.key, branch.key)
-            # Gathered rows would be copied only to be looked at.
-            return Grads(*(_looked_at(at, x) for at, x in zip(rows, grads, strict=True)))
+            return grads
+
+        def rows(grads: Grads) -> Grads:
+            at = (branch.query, branch.key, branch.key)
+            return Grads(*(rows.view(x) for rows, x in zip(at, grads, strict=True)))
 
         with _no_autocast(saved.query):
-            self.chosen.run(backend, tiles, "backward_branch", launch, *tensors)
+            self.chosen.run(name_of(tiles), "backward_branch", launch, *tensors, look=rows)
 
     def _add_tiles(self, work: Work, saved: Saved, keys: Keys, sums: Sums) -> None:
         backend, tiles = self._backend(work), _one_length(work)
@@ -260,12 +275,12 @@ class Kernels:
         self.watch(*tensors, lse)
         grad_out, q, k, v, out = tensors
         with _no_autocast(lse):
-            launch = partial(backend.backward, grad_out, q, k, v, out, lse, **options)
-            grads = self.chosen.run(backend, work, "backward", launch, *tensors, lse)
+            call = methodcaller("backward", grad_out, q, k, v, out, lse, **options)
+            grads = self.chosen.run(name_of(work), "backward", call, *tensors, lse)
         self.watch(*grads)
         for name, grad, x in zip(Grads._fields, grads, (q, k, v), strict=True):
             _check(backend, f"gradient of {name}", grad, tuple(x.shape), x.dtype)
-        del tensors, grad_out, q, k, v, out, lse, launch
+        del tensors, grad_out, q, k, v, out, lse, call
         if isinstance(work, Ragged):
             grads = Grads(*(torch.unflatten(x, 1, (batch, -1)).squeeze(0) for x in grads))
         sums.query.put(at_query, grads.query, first=work.backward_first)
@@ -280,8 +295,10 @@ class Kernels:
         strided = backend.capabilities.strided
         if strided and all(rows.is_view(x) for rows, x in placed):
             return tuple(rows.tile_batch(x) for rows, x in placed)
-        if self.choice.gatherer is not None:
-            return self.choice.gatherer.gather(*(Placed(rows, x) for rows, x in placed))
+        if self.choice.gathers:
+            call = methodcaller("gather", *(Placed(rows, x) for rows, x in placed))
+            found = self.chosen.run(str(Task.GATHER), "gather", call, *(x for _, x in placed))
+            return cast("tuple[Tensor, ...]", found)
         found = (rows.tile_batch(x) for rows, x in placed)
         return tuple(x if strided else x.contiguous() for x in found)
 
@@ -308,10 +325,6 @@ class Kernels:
             return None
         positions = (self.plan.query_positions, keys.step.key_positions)
         return Drawn(self.dropout, *(in_documents(x, self.plan.documents) for x in positions))
-
-
-def _looked_at(rows: Selection, x: Tensor) -> Tensor:
-    return rows.view(x) if isinstance(rows.rows, Affine) else x[:0]
 
 
 def _one_length(work: Work) -> Tiles:

@@ -42,6 +42,24 @@ class LastRun:
     """With virtual ranks, the most bytes of tensors on the device at once; else 0."""
     backward: Traffic | None = None
     """What its backward pass moved, once that has run."""
+    backward_decisions: dict[str, Decision] | None = None
+    """What ran in its backward pass: the same, unless another took a failed kernel's place."""
+
+    def __str__(self) -> str:
+        chosen = {name: decision.chosen for name, decision in self.decisions.items()}
+        lines = [f"rank {self.rank} of {self.world_size}: {_listed(chosen)}"]
+        if self.world_size > 1 or self.bytes_resident:
+            lines.append(f"  sent {self.bytes_sent} bytes, received {self.bytes_received}")
+        later = {
+            name: decision.chosen for name, decision in (self.backward_decisions or {}).items()
+        }
+        if later and later != chosen:
+            lines.append(f"  backward: {_listed(later)}")
+        return "\n".join(lines)
+
+
+def _listed(chosen: dict[str, str]) -> str:
+    return ", ".join(f"{name} {provider}" for name, provider in chosen.items())
 
 
 # The backward pass finds its forward by where the saved ticket lies: what is on it must be the same
@@ -149,10 +167,10 @@ def attention_backward(
     elif grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     saved = Saved(grad_out, run.tensors.query, run.local, out, lse)
-    grads, traffic = backward_pass(run, choice, seed, forward, saved)
-    done = _runs.get(ticket.data_ptr())
+    found = backward_pass(run, choice, seed, forward, saved)
+    grads, done = found.grads, _runs.get(ticket.data_ptr())
     if done is not None:
-        done.backward = traffic
+        done.backward, done.backward_decisions = found.traffic, found.choice.decisions
     of_sink = _zero_sink(sink, query) if sink is None else grad_sink(sink, grad_out, out, lse)
     return (*grads, of_sink)
 

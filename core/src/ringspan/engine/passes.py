@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ringspan.engine.ring.messages import Ring
     from ringspan.engine.run import Run
 
-__all__ = ["Forward", "Traffic", "backward_pass", "empty_outputs", "forward_pass"]
+__all__ = ["Backward", "Forward", "Traffic", "backward_pass", "empty_outputs", "forward_pass"]
 
 Three = tuple[Tensor, Tensor, Tensor]
 
@@ -62,13 +62,23 @@ class Forward:
     """Of the pass in its ring."""
 
 
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """What a backward pass made, and what ran."""
+
+    grads: Three
+    """Of query, key and value."""
+    choice: Choice
+    traffic: Traffic
+
+
 def forward_pass(run: Run, choice: Choice, seed: int) -> Forward:
     """Output and lse. Where a kernel fails and the settings say so, the next backend starts anew.
 
     Raises:
         KernelFault: a kernel failed; on a ring it always ends the pass, as ranks must agree.
     """
-    chosen = Chosen(choice)
+    chosen = run.chosen(choice)
     while True:
         try:
             return _forward_once(run, chosen, seed)
@@ -94,15 +104,15 @@ def _forward_once(run: Run, chosen: Chosen, seed: int) -> Forward:
     return Forward(out, lse, choice, Traffic.of(ring), 0 if ring is None else ring.call)
 
 
-def backward_pass(
-    run: Run, choice: Choice, seed: int, forward: int, saved: Saved
-) -> tuple[Three, Traffic]:
-    """Gradients of query, key and value, and what moved. There is something to compute.
+def backward_pass(run: Run, choice: Choice, seed: int, forward: int, saved: Saved) -> Backward:
+    """Gradients of query, key and value. There is something to compute.
 
     `forward` is the number of the forward pass. A kernel that fails is what it is in a forward
     pass; a choice that was made before is then made anew without it.
     """
-    chosen = Chosen(choice)
+    chosen = run.chosen(choice)
+    if run.group is None:
+        chosen.without_quarantined()
     while True:
         try:
             return _backward_once(run, chosen, seed, forward, saved)
@@ -111,17 +121,16 @@ def backward_pass(
                 raise
 
 
-def _backward_once(
-    run: Run, chosen: Chosen, seed: int, forward: int, saved: Saved
-) -> tuple[Three, Traffic]:
+def _backward_once(run: Run, chosen: Chosen, seed: int, forward: int, saved: Saved) -> Backward:
     choice = chosen.choice
     if run.virtual is not None:
         staging = _staging(run, choice)
         kernels = run.kernels(chosen, seed, staging.resident.hold)
-        return virtual.backward(run.plans, kernels, staging, saved), Traffic.of(staging)
+        grads = virtual.backward(run.plans, kernels, staging, saved)
+        return Backward(grads, choice, Traffic.of(staging))
     with run.ring(choice, forward) as ring:
         grads = execute.backward(run.plan, run.kernels(chosen, seed), saved, ring)
-    return grads, Traffic.of(ring)
+    return Backward(grads, choice, Traffic.of(ring))
 
 
 def empty_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

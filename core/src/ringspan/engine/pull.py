@@ -8,28 +8,30 @@ are merged into a wide one on the way.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ringspan.contracts.backend import AttentionBackend
 from ringspan.contracts.branch import Piece
 from ringspan.contracts.selection import Selection
 from ringspan.engine.merge import accumulation_dtype
 
-__all__ = ["PulledOutput", "PulledTotal"]
+__all__ = ["Merge", "PulledOutput", "PulledTotal"]
 
 _RESULTS_WAITING = 3
 """Pieces wait until together they are so many times as large as the result."""
 
 Shape = tuple[int, int, int, int]
+Merge = Callable[..., tuple[Tensor, Tensor | None]]
+"""As `AttentionBackend.merge`."""
 
 
 class _Waiting:
     """Pieces of one result, and what was merged of them before."""
 
-    def __init__(self, merger: AttentionBackend, shape: Shape, wide: torch.dtype) -> None:
-        self._merger, self._wide = merger, wide
+    def __init__(self, merge: Merge, shape: Shape, wide: torch.dtype) -> None:
+        self._merge, self._wide = merge, wide
         self.shape = shape
         self.pieces: list[Piece] = []
         self.base: Piece | None = None
@@ -50,7 +52,7 @@ class _Waiting:
     ) -> tuple[Tensor, Tensor | None]:
         """All of it as one tensor; nothing waits afterwards."""
         pieces, base, self.pieces, self.base = self.pieces, self.base, [], None
-        return self._merger.merge(pieces, self.shape, dtype=dtype, sink=sinks, base=base)
+        return self._merge(pieces, self.shape, dtype=dtype, sink=sinks, base=base)
 
 
 class PulledOutput:
@@ -58,9 +60,9 @@ class PulledOutput:
 
     into = None
 
-    def __init__(self, merger: AttentionBackend, shape: Shape, like: Tensor) -> None:
+    def __init__(self, merge: Merge, shape: Shape, like: Tensor) -> None:
         self._like, self._wide = like, accumulation_dtype(like.dtype)
-        self._waiting = _Waiting(merger, shape, self._wide)
+        self._waiting = _Waiting(merge, shape, self._wide)
 
     def put(self, rows: Selection, out: Tensor, lse: Tensor, *, first: bool) -> None:
         """Takes a piece: `out` `[B * T, L, H, Dv]` and `lse` `[B * T, H, L]` of some rows."""
@@ -86,10 +88,10 @@ class PulledTotal:
 
     fresh = False
 
-    def __init__(self, merger: AttentionBackend, like: Tensor) -> None:
+    def __init__(self, merge: Merge, like: Tensor) -> None:
         batch, rows, heads, width = like.shape
         self._like, self.dtype = like, accumulation_dtype(like.dtype)
-        self._waiting = _Waiting(merger, (batch, rows, heads, width), self.dtype)
+        self._waiting = _Waiting(merge, (batch, rows, heads, width), self.dtype)
 
     @property
     def tensor(self) -> Tensor:

@@ -131,6 +131,17 @@ class Run:
         names = [each.name for each in decide(*asked[:3]) if each.name != "communicator"]
         return choose(*asked, led=led(key, names, mine, self._told_by_rank_0))
 
+    def choose_again(self, before: Choice) -> Choice:
+        """The same questions, after one of the answers failed at work; not on a ring."""
+        call = replace(self.call, backend=before.requested)
+        virtual = self.virtual is not None
+        found = choose(call, self.operands, self.plan, before.wire, virtual=virtual)
+        return replace(found, caution=before.caution)
+
+    def chosen(self, choice: Choice) -> Chosen:
+        """What runs in one pass."""
+        return Chosen(choice, self.choose_again, self.scale)
+
     def _told_by_rank_0(self, number: int) -> int:
         """Rank 0's number."""
         return _from_each(self.call, self.group, number, self.operands.device, None)[0]
