@@ -47,6 +47,9 @@ class OnCpu(Flash2):
             return Availability.no(f"device {device.type} (supported: cpu)")
         return Availability.yes()
 
+    def proof(self, device: DeviceInfo) -> Availability:
+        return Availability.yes()
+
 
 @pytest.mark.usefixtures("flash_attn")
 class TestFlash2OnAStandIn(AttentionBackendSuite):

@@ -46,6 +46,9 @@ class OnCpu(Flash3):
             return Availability.no(f"device {device.type} (supported: cpu)")
         return Availability.yes()
 
+    def proof(self, device: DeviceInfo) -> Availability:
+        return Availability.yes()
+
 
 @pytest.mark.usefixtures("flash3")
 class TestFlash3OnAStandIn(AttentionBackendSuite):

@@ -44,6 +44,9 @@ class OnCpu(Flash4):
             return Availability.no(f"device {device.type} (supported: cpu)")
         return Availability.yes()
 
+    def proof(self, device: DeviceInfo) -> Availability:
+        return Availability.yes()
+
 
 class OnBlackwell(OnCpu):
     """The same, for a GPU with fewer widths."""

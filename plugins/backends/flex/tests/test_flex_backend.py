@@ -71,6 +71,9 @@ class Dense(Flex):
             return Availability.no(f"device {device.type} (supported: cpu)")
         return dense_trial()
 
+    def proof(self, device: DeviceInfo) -> Availability:
+        return Availability.yes()
+
     def attention(
         self, mask: Mask, query: Tensor, key: Tensor, scale: float, *, trained: bool
     ) -> Attention:

@@ -782,6 +782,9 @@ def on_a_cpu(kernel: type[AttentionBackend]) -> AttentionBackend:
                 return Availability.no(f"device {device.type} (supported: cpu)")
             return Availability.yes()
 
+        def proof(self, device: DeviceInfo) -> Availability:
+            return Availability.yes()
+
         def forward(self, *args: Any, **kwargs: Any) -> TileOutput:
             with CudaOperators():
                 return super().forward(*args, **kwargs)

@@ -42,6 +42,9 @@ class OnCpu(XFormers):
             return Availability.no(f"device {device.type} (supported: cpu)")
         return Availability.yes()
 
+    def proof(self, device: DeviceInfo) -> Availability:
+        return Availability.yes()
+
     def extra_reasons(self, problem: Problem) -> list[str]:
         ampere = replace(problem.device_info, compute_capability=(8, 0))
         return list(super().extra_reasons(replace(problem, device_info=ampere)))
