@@ -107,6 +107,16 @@ class MoveSuite(BackendSuite, published=True):
         """One takes it all, and exponentials under- and overflow."""
         _merges(trial, tile, Merging(largest_lse=largest_lse, dtype=tile.dtype, sink="row"))
 
+    @pytest.mark.parametrize("sink", ["", "row"])
+    @pytest.mark.parametrize("count", [5, 17, 35])
+    def test_any_number_of_pieces_merges(
+        self, trial: Trial, tile: Tile, count: int, sink: str
+    ) -> None:
+        """Also where a kernel takes so many at a time; the sink counts once."""
+        layouts = ("whole", "dilated", "indexed", "interleaved")
+        many = tuple(layouts[number % 4] for number in range(count))
+        _merges(trial, tile, Merging(many, width=8, base=True, dtype=tile.dtype, sink=sink))
+
     @pytest.mark.parametrize("with_lse", [True, False], ids=["lse", "no lse"])
     def test_what_is_merged_is_left_alone(self, trial: Trial, tile: Tile, with_lse: bool) -> None:
         """Pieces and what was merged before are as they were; the result is new."""
