@@ -246,15 +246,16 @@ def decide(
 
 
 def _decide(call: Call, operands: Operands, plan: Plan, *, virtual: bool) -> Iterator[Question]:
+    shaped = plan if measures() else None
     if plan.whole is not None:
-        yield _of_backend(call, operands, plan, WHOLE, "they are cut into tiles", blocks=True)
+        yield _of_backend(call, operands, shaped, WHOLE, "they are cut into tiles", blocks=True)
     for mask in sorted(plan.masks):
-        yield _of_backend(call, operands, plan, backend_for(mask), mask=mask)
+        yield _of_backend(call, operands, shaped, backend_for(mask), mask=mask)
     if not call.padded and not call.dropout_p:
         for mask in sorted(plan.ragged_masks):
             name = ragged_for(mask)
             yield _of_backend(
-                call, operands, plan, name, "they run by length", mask=mask, ragged=True
+                call, operands, shaped, name, "they run by length", mask=mask, ragged=True
             )
     yield from _decide_moves(call, operands)
     if plan.world_size > 1 or virtual:
@@ -264,12 +265,13 @@ def _decide(call: Call, operands: Operands, plan: Plan, *, virtual: bool) -> Ite
 
 
 def _of_backend(
-    call: Call, operands: Operands, plan: Plan, name: str, otherwise: str = "", **kind: Any
+    call: Call, operands: Operands, plan: Plan | None, name: str, otherwise: str = "", **kind: Any
 ) -> Question:
+    """Without a plan, nothing is measured."""
     info = device_info(operands.device)
     problem = _problem(call, operands, info, **kind)
     select = partial(catalogue().select, "backend", problem, info, requested=call.backend)
-    sample = _sample(plan, operands, problem) if measures() else None
+    sample = None if plan is None else _sample(plan, operands, problem)
     if sample is not None:
         measure = partial(_seconds, problem=problem, sample=sample)
         select = partial(select, measure=measure, shape=sample)
