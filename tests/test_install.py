@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 
 def installed_by(text: str) -> set[str]:
-    """What the one pip command in `text` installs."""
+    """What the one pip command in `text` installs, after a shell has put in names for `*`."""
     joined = text.replace("\\\n", " ")
     commands = re.findall(r"pip install (.*\./registry.*)$", joined, flags=re.MULTILINE)
     assert len(commands) == 1
-    return {word for word in shlex.split(commands[0]) if word.startswith(".")}
+    words = {word for word in shlex.split(commands[0]) if word.startswith(".")}
+    patterns = {word for word in words if "*" in word}
+    found = {f"./{path.relative_to(ROOT)}" for word in patterns for path in ROOT.glob(word)}
+    return words - patterns | found
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import ringspan as rs
 import torch
 import torch.distributed as dist
 from ringspan.engine.ring.exchanges import connections
-from ringspan.errors import MessageCorrupted, RanksDisagree, RingError
+from ringspan.errors import KernelFault, MessageCorrupted, RanksDisagree, RingError
 from ringspan.testing import assert_exact, yardstick
 from ringspan.testing.multiplicity import dense
 from torch import Tensor
@@ -205,13 +205,14 @@ def break_down(rank: int) -> tuple[str, int | None, str]:
     def breaking(*args: Any, **options: Any) -> Any:
         raise BrokenError("out of luck")
 
+    rs.attention(q, k, v, backend="manual")  # probed while it still works
     forward = Manual.forward
     if rank == 1:
         Manual.forward = breaking  # type: ignore[method-assign]
     try:
         for _ in range(2):
             rs.attention(q, k, v, layout=layout, group=group, backend="manual")
-    except (BrokenError, RingError) as error:
+    except (KernelFault, RingError) as error:
         found = type(error).__name__, getattr(error, "peer", None), str(error)
     finally:
         Manual.forward = forward  # type: ignore[method-assign]
@@ -222,7 +223,8 @@ def break_down(rank: int) -> tuple[str, int | None, str]:
 
 def test_when_a_kernel_fails_on_one_rank_the_others_say_where_and_why(run_ring: Any) -> None:
     first, second, third = run_ring(3, break_down)
-    assert second[0] == "BrokenError"
+    assert second[0] == "KernelFault"
+    assert "BrokenError: out of luck" in second[2]
     for kind, peer, text in (first, third):
         assert (kind, peer) == ("RingTimeout", 1), text
         assert "BrokenError: out of luck" in text
