@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -132,8 +133,11 @@ def undropped(grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, **optio
     return Toy().backward(grad_out, q, k, v, out, lse, **options | {"dropout": None})
 
 
+_calls = itertools.count()
+
+
 def not_even_twice(result: TileOutput, *args: Any, **options: Any) -> TileOutput:
-    return TileOutput(result.out * (1 + 1e-7 * torch.rand(())).item(), result.lse)
+    return TileOutput(result.out * (1 + 1e-6 * (next(_calls) % 97)), result.lse)
 
 
 class Forgetful(Toy):
