@@ -434,15 +434,21 @@ def _problem(
 # backward must use what ran, also outside the `use` context that chose it.
 _choices: list[Choice] = []
 _tickets: dict[Choice, int] = {}
+_known: dict[int, tuple[Choice, int]] = {}
+"""The same by the address of a choice, which is kept there: to hash one takes long."""
+_made: dict[tuple[object, ...], Choice] = {}
 _lock = threading.Lock()
 
 
 def remember(choice: Choice) -> int:
     """A number under which `recall` finds the choice for the life of the process."""
+    if id(choice) in _known:
+        return _known[id(choice)][1]
     with _lock:
         if choice not in _tickets:
             _choices.append(choice)
             _tickets[choice] = len(_choices) - 1
+        _known[id(choice)] = choice, _tickets[choice]
         return _tickets[choice]
 
 
