@@ -83,11 +83,13 @@ class StillWhole(ToyWhole):
         self, query: Tensor, key: Tensor, value: Tensor, branch: Any, **options: Any
     ) -> TileOutput:
         into: TileOutput | None = options["into"]
-        rows = branch.query.view(query).flatten(0, 1).flatten(2, 3)
-        return nothing(rows, value) if into is None else into
+        if into is not None:
+            return TileOutput(into.out.zero_(), into.lse.zero_())
+        return nothing(branch.query.view(query).flatten(0, 1).flatten(2, 3), value)
 
-    def backward_branch(self, *tensors: Any, **_: Any) -> None:
-        """Adds nothing."""
+    def backward_branch(self, *tensors: Any, **options: Any) -> None:
+        for grad in options["grads"]:
+            grad.zero_()
 
     def gather(self, *placed: Any) -> tuple[Tensor, ...]:
         return tuple(rows.tile_batch(x) for rows, x in placed)
