@@ -20,6 +20,7 @@ from ringspan.contracts import (
     hookimpl,
 )
 from ringspan.contracts.errors import KernelFault
+from ringspan.engine import choice
 from ringspan.testing.site import plugged_in
 from ringspan.testing.toy import Toy
 from ringspan.testing.toy_whole import ToyWhole
@@ -314,3 +315,11 @@ def test_explain_says_in_which_way_rows_are_taken(
     report = rs.explain(q, q, q, pattern=PATTERNS[pattern], **options)
     assert report.ways == way
     assert all(f"\n    {each}\n" in str(report) for each in way.values())
+
+
+def test_equal_calls_have_one_choice_and_leave_nothing_behind() -> None:
+    results({}, pattern=PATTERNS["longnet"], backend="toy")
+    known = len(choice._made), len(choice._choices)
+    for _ in range(3):
+        results({}, pattern=PATTERNS["longnet"], backend="toy")
+    assert (len(choice._made), len(choice._choices)) == known

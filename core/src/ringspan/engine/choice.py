@@ -44,7 +44,6 @@ __all__ = [
     "name_of",
     "named_virtual",
     "recall",
-    "remember",
 ]
 
 AUTO, OFF = "auto", "off"
@@ -175,6 +174,15 @@ class Choice:
     def _tile_backends(self) -> list[AttentionBackend]:
         moves = {str(task) for task in Task}
         return [backend for name, backend in self._backends.items() if name not in moves]
+
+    @cached_property
+    def ticket(self) -> int:
+        """A number under which `recall` finds it, or an equal one, for the life of the process."""
+        with _lock:
+            if self not in _tickets:
+                _choices.append(self)
+                _tickets[self] = len(_choices) - 1
+            return _tickets[self]
 
     def communicator(self) -> Communicator:
         """The communicator chosen for a ring."""
@@ -352,8 +360,11 @@ def choose(
     *,
     virtual: bool = False,
     led: Mapping[str, str] | None = None,
+    caution: Caution | None = None,
 ) -> Choice:
     """Decides everything before any work starts; `virtual`: for ranks of this process alone.
+
+    `caution` is as the settings say, unless given.
 
     Raises:
         NoEligibleProvider: with every candidate's reasons.
@@ -368,7 +379,17 @@ def choose(
             # Not a failure where the same work is done in another way, of which `explain` tells.
             if not question.otherwise:
                 raise
-    return Choice(tuple(named), wire, Caution.configured())
+    return _one_of_each(tuple(named), wire, caution or Caution.configured())
+
+
+def _one_of_each(named: tuple[tuple[str, Decision], ...], wire: Wire, caution: Caution) -> Choice:
+    """The same object for the same decisions: what is found out about it is found out once."""
+    key = (tuple((name, id(decision)) for name, decision in named), wire, caution)
+    with _lock:
+        if key not in _made:
+            # It keeps its decisions, so that no other one is ever found at their addresses.
+            _made[key] = Choice(named, wire, caution)
+        return _made[key]
 
 
 def _group_backends(call: Call) -> str:
@@ -434,24 +455,10 @@ def _problem(
 # backward must use what ran, also outside the `use` context that chose it.
 _choices: list[Choice] = []
 _tickets: dict[Choice, int] = {}
-_known: dict[int, tuple[Choice, int]] = {}
-"""The same by the address of a choice, which is kept there: to hash one takes long."""
 _made: dict[tuple[object, ...], Choice] = {}
 _lock = threading.Lock()
 
 
-def remember(choice: Choice) -> int:
-    """A number under which `recall` finds the choice for the life of the process."""
-    if id(choice) in _known:
-        return _known[id(choice)][1]
-    with _lock:
-        if choice not in _tickets:
-            _choices.append(choice)
-            _tickets[choice] = len(_choices) - 1
-        _known[id(choice)] = choice, _tickets[choice]
-        return _tickets[choice]
-
-
 def recall(ticket: int) -> Choice:
-    """The choice remembered under a number."""
+    """The choice of that ticket."""
     return _choices[ticket]

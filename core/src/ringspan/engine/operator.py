@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ringspan.contracts.errors import NotYetSupported
 from ringspan.engine.call import Call
-from ringspan.engine.choice import recall, remember
+from ringspan.engine.choice import recall
 from ringspan.engine.kernels import Saved
 from ringspan.engine.passes import Traffic, backward_pass, empty_outputs, forward_pass
 from ringspan.engine.run import Tensors, agreed_seed, prepare
@@ -116,7 +116,7 @@ def attention(
         lse.masked_fill_(padded[:, None, :], -torch.inf)
     done = LastRun(run.plan.rank, run.plan.world_size, choice.decisions, *astuple(found.traffic))
     _last_run.set(done)
-    ticket = torch.tensor([remember(choice), agreed, found.number])
+    ticket = torch.tensor([choice.ticket, agreed, found.number])
     _runs[ticket.data_ptr()] = done
     return out, lse, ticket
 

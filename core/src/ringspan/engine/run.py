@@ -135,8 +135,8 @@ class Run:
         """The same questions, after one of the answers failed at work; not on a ring."""
         call = replace(self.call, backend=before.requested)
         virtual = self.virtual is not None
-        found = choose(call, self.operands, self.plan, before.wire, virtual=virtual)
-        return replace(found, caution=before.caution)
+        asked = (call, self.operands, self.plan, before.wire)
+        return choose(*asked, virtual=virtual, caution=before.caution)
 
     def chosen(self, choice: Choice) -> Chosen:
         """What runs in one pass."""
