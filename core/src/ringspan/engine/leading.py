@@ -16,20 +16,25 @@ _known: dict[Hashable, dict[str, str]] = {}
 
 
 def led(
-    key: Hashable, questions: Sequence[str], mine: Choice | None, tell: Callable[[int], int]
+    key: Hashable,
+    questions: Callable[[], Sequence[str]],
+    mine: Callable[[], Choice] | None,
+    tell: Callable[[int], int],
 ) -> dict[str, str]:
     """Rank 0's backends, by what was decided: one small exchange, the first time for each key.
 
     Args:
         key: equal on all ranks for equal calls.
-        questions: what is decided about backends, alike and in one order on all ranks.
-        mine: on rank 0, its choice.
+        questions: what is decided about backends, alike and in one order on all ranks; asked for
+            the first time only.
+        mine: on rank 0, its choice, likewise; None on the others.
         tell: gives rank 0's number to every rank.
     """
     if key not in _known:
         names = ("", *catalogue().names("backend"))
-        number = 0 if mine is None else _number(questions, mine, names)
-        _known[key] = _named(tell(number), questions, names)
+        asked = questions()
+        number = 0 if mine is None else _number(asked, mine(), names)
+        _known[key] = _named(tell(number), asked, names)
     return _known[key]
 
 

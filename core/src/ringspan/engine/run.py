@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -126,10 +126,14 @@ class Run:
         asked = (self.call, self.operands, self.plan, self.wire)
         if self.group is None or not measures():
             return choose(*asked, virtual=virtual)
-        mine = choose(*asked) if self.plan.rank == 0 else None
         key = (self.group.group_name, self.call, self.layout, replace(self.operands, rows=0))
-        names = [each.name for each in decide(*asked[:3]) if each.name != "communicator"]
-        return choose(*asked, led=led(key, names, mine, self._told_by_rank_0))
+        mine = partial(choose, *asked) if self.plan.rank == 0 else None
+        return choose(*asked, led=led(key, self._questions, mine, self._told_by_rank_0))
+
+    def _questions(self) -> list[str]:
+        """What is decided about backends."""
+        asked = decide(self.call, self.operands, self.plan)
+        return [each.name for each in asked if each.name != "communicator"]
 
     def choose_again(self, before: Choice) -> Choice:
         """The same questions, after one of the answers failed at work; not on a ring."""
