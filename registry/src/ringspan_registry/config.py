@@ -106,10 +106,15 @@ class Configuration:
     def _defaults(self) -> pydantic.BaseModel:
         return self._schema()
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         """Every key that the schema knows."""
         return tuple(self._schema.model_fields)
+
+    @cached_property
+    def _variables(self) -> Mapping[str, str]:
+        """Key -> name of its environment variable: settings are read in every call."""
+        return {key: self._variable(key) for key in self.keys}
 
     def get(self, key: str, call: Any = None) -> Setting:
         """The value that wins, and where it came from; `call` is a call's argument, if given.
@@ -125,7 +130,7 @@ class Configuration:
         if key in context:
             return Setting(context[key], "context")
         files = self._loaded()
-        variable = self._variable(key)
+        variable = self._variables[key]
         raw = self._environ.get(variable, "")
         if raw.strip():
             return Setting(self._from_text(key, raw, variable), "environment")
@@ -258,7 +263,7 @@ class Configuration:
                 self._from_text(key, raw, self._variable(key))
 
     def _check_key(self, key: str) -> None:
-        if key not in self._schema.model_fields:
+        if key not in self._variables:
             raise _unknown_key(key, self.keys, "setting")
 
     def _refuse_fixed(self, key: str) -> None:
