@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import io
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ringspan.contracts.errors import InvalidArgument
-from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.pattern import Domain, Pattern
+from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Tokens
-from ringspan.plan.cells import Batch
-from ringspan.plan.cut import cut
-from ringspan.plan.holdings import Holdings
-from ringspan.plan.layout import Layout
-from ringspan.plan.lines import listed
+from ringspan.plan.activity import Seen
 from ringspan.plan.orders import order
-from ringspan.plan.schedule import parts_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.figure import Figure
-
-    from ringspan.contracts.work import Bitmaps
 
     Ints = npt.NDArray[np.int64]
 
@@ -42,7 +33,6 @@ __all__ = [
 SUFFIXES = (".png", ".svg")
 _PIXELS = 512
 _MOST_TOKENS = 2**20
-_PAIRS_AT_ONCE = 2**22
 _MOST_POINTS = _PIXELS**2
 """Of a curve: with more, its turns are smaller than a picture's pixels."""
 
@@ -63,67 +53,8 @@ def pairs_per_pixel(
         ... ).tolist()
         [[3, 0], [4, 3]]
     """
-    domain = Domain(tokens, kv_heads, kv_heads, order, causal=causal)
-    pattern.check(domain)
-    everyone = Holdings.of(Layout(tokens))
-    counts = np.zeros((pixels, pixels), dtype=np.int64)
-    for _, part in parts_of(pattern, domain):
-        if head not in part.heads:
-            continue
-        for batch in cut(part, everyone, everyone).meet(0, 0, causal=causal):
-            query, key = (listed(rows) * pixels // domain.N for rows in (batch.query, batch.key))
-            if batch.seen is None:
-                counts += _interval_pairs(query, key, *_intervals(batch), pixels)
-            else:
-                counts += _bitmap_pairs(query, key, batch.seen, pixels)
-    return counts
-
-
-def _intervals(batch: Batch) -> tuple[Ints, Ints]:
-    """The keys `low .. high - 1` of its tile that each query sees, `[T, Lq]` each."""
-    if batch.low is not None and batch.high is not None:
-        return batch.low, batch.high
-    low = np.zeros_like(listed(batch.query))
-    row, keys = np.arange(low.shape[1]), listed(batch.key).shape[1]
-    if batch.mask is MaskCase.CAUSAL:
-        return low, low + row + 1
-    if batch.mask is MaskCase.BAND:
-        first, last = row - batch.left, row + batch.right + 1
-        return low + np.maximum(first, 0), low + np.minimum(last, keys)
-    return low, low + keys
-
-
-def _interval_pairs(query: Ints, key: Ints, low: Ints, high: Ints, pixels: int) -> Ints:
-    """Pairs per pixel where queries see runs of keys; all in pixels, `[T, Lq]` or `[T, Lk]`."""
-    tile = np.arange(len(key))[:, None] * key.shape[1]
-    by_pixel = np.argsort(query, axis=None, kind="stable")
-    low, high = ((tile + bound).ravel()[by_pixel] for bound in (low, high))
-    borders = np.searchsorted(query.ravel()[by_pixel], np.arange(pixels + 1))
-    counts = np.zeros((pixels, pixels), dtype=np.int64)
-    for row, (start, end) in enumerate(pairwise(borders.tolist())):
-        if start == end:
-            continue
-        first, last = low[start:end].min(), high[start:end].max()
-        begun, ended = (
-            np.bincount(bound[start:end] - first, minlength=last - first + 1)
-            for bound in (low, high)
-        )
-        times = np.cumsum(begun - ended)[:-1]
-        # Whole numbers far below 2**53: as weights they are exact.
-        counts[row] = np.bincount(key.ravel()[first:last], times, minlength=pixels)
-    return counts
-
-
-def _bitmap_pairs(query: Ints, key: Ints, seen: Bitmaps, pixels: int) -> Ints:
-    """Pairs per pixel where bitmaps say which keys a query sees."""
-    counts = np.zeros(pixels * pixels, dtype=np.int64)
-    step = max(1, _PAIRS_AT_ONCE // (query.shape[1] * key.shape[1]))
-    for start in range(0, len(query), step):
-        tiles = slice(start, start + step)
-        pixel = query[tiles, :, None] * pixels + key[tiles, None, :]
-        shown = pixel[seen.table[seen.which[tiles]]]
-        counts += np.bincount(shown, minlength=pixels * pixels)
-    return counts.reshape(pixels, pixels)
+    seen = Seen.of(pattern, tokens, heads=kv_heads, causal=causal)
+    return seen.pairs(np.arange(tokens.N) * pixels // tokens.N, pixels, head)
 
 
 def pattern_picture(
