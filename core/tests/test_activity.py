@@ -176,6 +176,15 @@ def test_pairs_between_blocks_are_those_of_the_definition(
     assert seen.area == m[0].sum()
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "a window moved inside"])
+def test_the_row_of_a_query_is_that_of_the_definition(name: str, causal: bool) -> None:
+    seen, m = seen_in(name, causal=causal)
+    for position in range(0, seen.N, 11):
+        for head in range(2):
+            assert np.array_equal(seen.row(position, head), m[head, position])
+
+
 def test_the_cases_meet_every_kind_of_mask() -> None:
     met = {
         tiles.batch.mask.name

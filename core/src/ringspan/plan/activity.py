@@ -127,6 +127,14 @@ class Seen:
             tiles.mark(table, numbers)
         return table
 
+    def row(self, position: int, head: int = 0) -> Ints:
+        """How often the query at `position` sees each key, for a head: int64 `[N]`."""
+        counts = np.zeros(self.N, dtype=np.int64)
+        for heads, tiles in self.batches:
+            if head in heads:
+                np.add.at(counts, tiles.keys_of(position), 1)
+        return counts
+
     def _check(self, numbers: Ints, count: int, bytes_per_cell: int) -> None:
         if count * count * bytes_per_cell > _MOST_BYTES:
             most = int((_MOST_BYTES // bytes_per_cell) ** 0.5)
@@ -166,6 +174,19 @@ class _Tiles:
             return int(sums[self.batch.seen.which].sum())
         low, high = _intervals(self.batch)
         return int((high - low).sum())
+
+    def keys_of(self, position: int) -> Ints:
+        """The keys that a query sees."""
+        key = listed(self.batch.key)
+        tile, row = np.nonzero(listed(self.batch.query) == position)
+        if self.batch.seen is not None:
+            shown = self.batch.seen.table[self.batch.seen.which[tile], row]
+        else:
+            number = np.arange(key.shape[1])
+            low, high = (bound[tile, row, None] for bound in _intervals(self.batch))
+            shown = (low <= number) & (number < high)
+        seen: Ints = key[tile][shown]
+        return seen
 
     def count(self, counts: Ints, numbers: Ints) -> None:
         """Adds the pairs between blocks to `counts`."""

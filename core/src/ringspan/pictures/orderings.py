@@ -1,0 +1,121 @@
+"""An ordering as the path that it takes through the tokens' coordinates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.tokens import Grid, Tokens
+from ringspan.patterns.along import Along
+from ringspan.pictures.sheet import check_drawable, new_figure
+from ringspan.plan.layout import Layout
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    Ints = npt.NDArray[np.int64]
+    Bools = npt.NDArray[np.bool_]
+
+__all__ = ["jumps", "ordering_picture"]
+
+_MOST_POINTS = 2**18
+"""Of a curve: with more, its turns are smaller than a picture's pixels."""
+_POINTS_ACROSS = 330
+"""Of the drawn area, in typographer's points, as line widths are."""
+
+
+def ordering_picture(ordering: Along | str, tokens: Tokens, *, title: str = "") -> Figure:
+    """The path through the tokens' coordinates in order of place, from dark to light.
+
+    Steps between tokens that are no neighbours, `jumps`, are drawn thinner and fainter.
+
+    Raises:
+        InvalidArgument: there are no tokens or more than 262,144, or they have no coordinates;
+            or the ordering does not serve them.
+    """
+    check_drawable(tokens, _MOST_POINTS)
+    points = tokens.coordinates
+    if points is None:
+        raise InvalidArgument(
+            "tokens", expected="tokens with coordinates (Grid or Coordinates)", got=repr(tokens)
+        )
+    path = points[Layout(tokens, ordering=ordering).order]
+    figure = new_figure(6.6, 6)
+    space = path.shape[1] == 3
+    axes = figure.add_subplot(projection="3d" if space else None)
+    _draw_path(axes, path, jumps(path, tokens))
+    _name_axes(axes, path)
+    figure.suptitle(title or f"{_described(ordering)}\n{tokens}", fontsize=10)
+    return figure
+
+
+def jumps(path: Ints, tokens: Tokens) -> Bools:
+    """Which steps of a path, `[N - 1]`, lead to a point that is no neighbour on every axis.
+
+    On a grid, neighbours differ by 1 at most; among points, by no more than most steps do.
+    """
+    longest = np.abs(np.diff(path, axis=0)).max(axis=1, initial=0)
+    near = 1.0
+    if not isinstance(tokens, Grid) and len(longest):
+        near = max(near, float(np.median(longest)))
+    far: Bools = longest > near
+    return far
+
+
+def _draw_path(axes: Axes, path: Ints, far: Bools) -> None:
+    from matplotlib.collections import LineCollection
+
+    space = path.shape[1] == 3
+    # Axes of a picture run the other way: the last axis of the tokens is its x.
+    steps = np.stack([path[:-1], path[1:]], axis=1)[:, :, ::-1]
+    place = np.arange(len(steps))
+    cells = max(1, int(np.ptp(path, axis=0).max()) + 1)
+    width = float(np.clip(0.35 * _POINTS_ACROSS / cells, 0.2, 1.8))
+    for some, thickness, opacity in ((far, 0.5 * width, 0.3), (~far, width, 1.0)):
+        if space:
+            from mpl_toolkits.mplot3d.art3d import Line3DCollection  # type: ignore[import-untyped]
+
+            lines = Line3DCollection(steps[some], cmap="viridis")
+        else:
+            lines = LineCollection(list(steps[some]), cmap="viridis")
+        lines.set_array(place[some])
+        lines.set_clim(0, max(1, len(steps)))
+        lines.set_linewidth(thickness)
+        lines.set_alpha(opacity)
+        axes.add_collection(lines)
+    size = float(np.clip(8 * width, 2, 14))
+    for end, shape in ((path[0], "o"), (path[-1], "s")):
+        axes.plot(*end[::-1, None], shape, color="tab:red", markersize=size / 2, zorder=3)
+
+
+def _name_axes(axes: Axes, path: Ints) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    low, high = path.min(axis=0) - 0.6, path.max(axis=0) + 0.6
+    names = ("column", "row", "depth")
+    for number, letter in enumerate("xyz"[: path.shape[1]]):
+        axis = path.shape[1] - 1 - number
+        # Rows are counted downwards, as in an image.
+        ends = (high[axis], low[axis]) if letter == "y" else (low[axis], high[axis])
+        getattr(axes, f"set_{letter}lim")(*ends)
+        getattr(axes, f"set_{letter}label")(names[number])
+    axes.set_aspect("equal")
+    scale = ScalarMappable(Normalize(0, max(1, len(path) - 1)), cmap="viridis")
+    axes.figure.colorbar(
+        scale, ax=axes, label="place (from circle to square)", shrink=0.8, pad=0.12 * (len(low) - 2)
+    )
+
+
+def _described(ordering: Along | str) -> str:
+    along = Along(ordering) if isinstance(ordering, str) else ordering
+    said = [along.ordering]
+    if along.axes is not None:
+        said.append(f"axes {along.axes}")
+    if along.chunk is not None:
+        said.append(f"anew after every {along.chunk} tokens")
+    return ", ".join(said)
