@@ -9,6 +9,7 @@
 - `toy_whole`: a backend of a few more, which takes branches and moves rows.
 - `delayed`: a communicator whose messages take a set time.
 - `site`: plugins that are installed for a while.
+- `stand_ins`: CUDA packages computed on a CPU, to test their adapters.
 - `suites`: the conformance kit, one class of standard tests per kind of provider.
 - `ranks`: real processes, one per rank.
 - `loopback`: threads, one per rank: many world sizes in no time.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ringspan.testing.accuracy import Measurement, Yardstick, assert_exact, measure, yardstick
     from ringspan.testing.formula import ReferenceResult, reference
+    from ringspan.testing.suites.adapter import CudaAdapterSuite
     from ringspan.testing.suites.attention_backend import AttentionBackendSuite
     from ringspan.testing.suites.base import omitted, replaces
     from ringspan.testing.suites.communicator import CommunicatorSuite
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttentionBackendSuite": "suites.attention_backend",
     "CommunicatorSuite": "suites.communicator",
+    "CudaAdapterSuite": "suites.adapter",
     "GeometricOrderingSuite": "suites.ordering",
     "Measurement": "accuracy",
     "OrderingSuite": "suites.ordering",
@@ -49,6 +52,7 @@ _HOMES = {
 __all__ = [
     "AttentionBackendSuite",
     "CommunicatorSuite",
+    "CudaAdapterSuite",
     "GeometricOrderingSuite",
     "Measurement",
     "OrderingSuite",
