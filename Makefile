@@ -24,7 +24,7 @@ TORCH_TO_KEEP = $(shell $(call HAS_TORCH,$(VENV)/bin/python,False))
 TORCH_OPTIONS = $(if $(TORCH_TO_KEEP),,--constraint constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test lint types format reference wheels gpu bench soak clean
+.PHONY: help install dev demo test lint types format reference ordering wheels gpu bench soak clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
@@ -66,6 +66,9 @@ format: $(TOX) ## Fix what ruff can fix.
 reference: | $(VENV)/bin/python ## Write docs/reference/patterns.md and backends.md anew (after `make dev`).
 	$(VENV)/bin/python -m tests.reference.page
 	$(VENV)/bin/python -m benchmarks.matrix
+
+ordering: | $(VENV)/bin/python ## Measure what orderings bring, and write docs/guides/ordering.md (after `make dev`).
+	$(VENV)/bin/python -m benchmarks.ordering
 
 wheels: ## Build every wheel into wheels/.
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir wheels $(DISTRIBUTIONS)

@@ -175,12 +175,17 @@ def _text(N: int) -> Table:
     }
     sigmas = (2, 8, 32)
     rows = [
-        (f"{name}, `{offsets}`", *captured(pattern(way, N, offsets), Plain(N), sigmas, line).values())
+        (
+            f"{name}, `{offsets}`",
+            *captured(pattern(way, N, offsets), Plain(N), sigmas, line).values(),
+        )
         for name, way in ways.items()
         for offsets in OFFSETS
     ]
     header = ("", *(f"sigma {sigma}" for sigma in sigmas))
-    return Table.of("text", f"Share of a local mass that is kept, {N:,} tokens of text", header, rows)
+    return Table.of(
+        "text", f"Share of a local mass that is kept, {N:,} tokens of text", header, rows
+    )
 
 
 def targets(found: dict[str, Table]) -> list[Target]:
@@ -190,7 +195,9 @@ def targets(found: dict[str, Table]) -> list[Target]:
     masks = [row[0] for row in plane.rows if row[0].startswith(MASKS)]
     least = [plane.cell(name, "hilbert") - plane.cell(name, "morton") for name in masks]
     kept = f"mass kept on {FIRST}, sigma 2"
-    wanted = [Target(f"{kept}, Hilbert", "count", plane.cell(first, "hilbert"), 0.73, at_least=True)]
+    wanted = [
+        Target(f"{kept}, Hilbert", "count", plane.cell(first, "hilbert"), 0.73, at_least=True)
+    ]
     if least:
         name = "mass kept on masks, Hilbert less Morton: the least difference"
         wanted.append(Target(name, "count", min(least), 0.0, at_least=True))

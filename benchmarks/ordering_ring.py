@@ -13,7 +13,7 @@ __all__ = ["tables", "targets"]
 RANKS = 4
 LENGTHS = (65_536, 10_007, 4_099)
 ORDERINGS = (None, "tiles", "morton", "hilbert", "gilbert")
-NEIGHBOURS = rs.Neighborhood(13)
+PLANE, NEIGHBOURS = rs.Grid(128, 128), rs.Neighborhood(13)
 
 
 def tables(*, quick: bool = False) -> Iterator[Table]:
@@ -42,7 +42,7 @@ def _rows(sizes: tuple[int, ...]) -> Table:
     rows = []
     for ranks in sizes:
         for name in ORDERINGS:
-            received = rows_received(rs.Layout(rs.Grid(128, 128), ranks, name))
+            received = rows_received(rs.Layout(PLANE, ranks, name))
             shown = name or "contiguous"
             rows.append((f"{shown}, {ranks} ranks", sum(received), max(received)))
     title = f"Key/value rows per head that a rank receives, `{NEIGHBOURS}` on 128 x 128"
@@ -59,6 +59,11 @@ def rows_received(layout: rs.Layout) -> list[int]:
 def targets(found: dict[str, Table]) -> list[Target]:
     """Zigzag is even, at every length."""
     return [
-        Target(f"zigzag, {row[0]} tokens on {RANKS} ranks: busiest rank over mean", "count", row[2], 1.05)
+        Target(
+            f"zigzag, {row[0]} tokens on {RANKS} ranks: busiest rank over mean",
+            "count",
+            row[2],
+            1.05,
+        )
         for row in found["balance"].rows
     ]

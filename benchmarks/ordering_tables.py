@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Table", "Target", "markdown"]
+__all__ = ["Table", "Target", "markdown", "shown"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""What ordering costs: putting rows in order and back, and finding the order once."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import numpy as np
+import ringspan as rs
+import torch
+from ringspan.catalogue import catalogue
+from ringspan.contracts.tokens import Tokens
+
+from benchmarks.measure import seconds
+from benchmarks.ordering_mass import ORDERINGS
+from benchmarks.ordering_tables import Table, Target
+from benchmarks.ordering_times import CPU, Turns
+
+__all__ = ["invariance", "moved", "orders", "targets"]
+
+PLANE, HEADS, HEAD_DIM, LAYERS = rs.Grid(256, 256), 4, 32, 12
+LIMIT = 0.01
+PATTERNS = {
+    "`Neighborhood(13)`": rs.Neighborhood(13),
+    "`Dilated((1024, 4096, 16384, 65536), (1, 4, 16, 64))` along hilbert": rs.Dilated(
+        (1024, 4096, 16384, 65536), (1, 4, 16, 64), along="hilbert"
+    ),
+}
+MILLION = {
+    "1024 x 1024": rs.Grid(1024, 1024),
+    "1000 x 1050": rs.Grid(1000, 1050),
+    "100 x 100 x 105": rs.Grid(100, 100, 105),
+}
+
+
+def moved(rounds: int) -> tuple[Table, dict[str, dict[str, list[float]]]]:
+    """Arranging and restoring once, as a share of the attention of twelve layers."""
+    layout = rs.Layout(PLANE, ordering="hilbert")
+    x = torch.randn(1, PLANE.N, HEADS * HEAD_DIM, requires_grad=True)
+    upstream = torch.randn_like(x)
+
+    def move() -> object:
+        return torch.autograd.grad(layout.restore(layout.arrange(x)), x, upstream)
+
+    functions: dict[str, Callable[[], object]] = {"move": move}
+    functions |= {name: _attention(pattern, layout) for name, pattern in PATTERNS.items()}
+    turns = Turns.of(functions, rounds)
+    rows = [
+        (name, turns.median(name), turns.median("move"), turns.ratio("move", name) / LAYERS)
+        for name in PATTERNS
+    ]
+    header = ("attention", "one layer, s", "arrange and restore, s", f"share of {LAYERS} layers")
+    title = f"Ordering {PLANE.N:,} tokens of {HEADS * HEAD_DIM} numbers, forward and backward"
+    return Table.of("moved", title, header, rows), {"moved": turns.samples}
+
+
+def _attention(pattern: rs.Neighborhood | rs.Dilated, layout: rs.Layout) -> Callable[[], object]:
+    leaves = [torch.randn(1, layout.N, HEADS, HEAD_DIM, requires_grad=True) for _ in range(3)]
+    upstream = torch.randn(1, layout.N, HEADS, HEAD_DIM)
+
+    def run() -> object:
+        out = rs.attention(*leaves, pattern=pattern, layout=layout)
+        return torch.autograd.grad(out, leaves, upstream)
+
+    return run
+
+
+def orders(repeats: int) -> tuple[Table, dict[str, dict[str, list[float]]]]:
+    """Milliseconds until an order is found, which happens once for equal tokens."""
+    shapes: dict[str, Tokens] = {"256 x 256": PLANE, **MILLION}
+    shapes["a million random points"] = rs.Coordinates(
+        np.random.default_rng(0).integers(0, 4096, (2**20, 2))
+    )
+    rows, samples = [], {}
+    for shape, tokens in shapes.items():
+        found = {name: _found(name, tokens, repeats) for name in ORDERINGS}
+        rows.append(
+            (shape, tokens.N, *(1000 * statistics.median(found[each]) for each in ORDERINGS))
+        )
+        samples[shape] = found
+    title = "Finding an order, ms, once"
+    return Table.of("orders", title, ("tokens", "N", *ORDERINGS), rows), samples
+
+
+def _found(name: str, tokens: Tokens, repeats: int) -> list[float]:
+    provider = catalogue().provider("ordering", name)
+    tokens.coordinates  # noqa: B018 - a grid's are made once, whoever asks first
+    return [seconds(lambda: provider.places(tokens), CPU) for _ in range(repeats)]
+
+
+def invariance(side: int = 64) -> Table:
+    """How far dense attention on rows stored along a curve is from that in order of position."""
+    layout = rs.Layout(rs.Grid(side, side), ordering="hilbert")
+    rows = []
+    for dtype in (torch.float32, torch.float64):
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, layout.N, 2, HEAD_DIM)
+        q, k, v = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(3))
+        straight = rs.attention(q, k, v)
+        stored = rs.attention(*(layout.arrange(x) for x in (q, k, v)), layout=layout)
+        difference = (layout.restore(stored) - straight).abs().max().item()
+        rows.append((str(dtype).removeprefix("torch."), difference))
+    title = f"Dense attention on {layout.N:,} tokens, stored along hilbert and as they come"
+    return Table.of("invariance", title, ("dtype", "largest difference of outputs"), rows)
+
+
+def targets(found: dict[str, Table]) -> list[Target]:
+    """Ordering is nearly free."""
+    if "moved" not in found:
+        return []
+    return [
+        Target(f"arrange and restore over {LAYERS} layers of {row[0]}", "time", row[-1], LIMIT)
+        for row in found["moved"].rows
+    ]
