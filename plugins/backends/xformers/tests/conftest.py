@@ -5,13 +5,14 @@ CUTLASS ones: which masks they take, how they pad the log-sum-exp, and what they
 """
 
 import math
-import sys
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from ringspan.testing.stand_ins.dense import attend, gradients
+from ringspan.testing.stand_ins.packages import install, listed
 from torch import Tensor
 
 torch.set_num_threads(1)
@@ -51,6 +52,8 @@ class Inputs:
         if not q.dtype == k.dtype == v.dtype:
             raise ValueError("should all have the same dtype")
         assert q.shape[0] <= 65535
+        assert self.scale is not None
+        assert self.scale > 0
         for x in (q, k, v):
             assert x.shape[-1] % 8 == 0
             assert x.stride(-2) % 8 == 0
@@ -70,13 +73,6 @@ class Inputs:
             seen &= (left >= keys) | (key >= last - left)
             seen &= (right >= keys) | (key <= last + right)
         return seen
-
-    @property
-    def scores(self) -> Tensor:
-        assert self.scale is not None
-        assert self.scale > 0
-        S = torch.einsum("bqhd,bkhd->bhqk", self.query.double(), self.key.double()) * self.scale
-        return S.masked_fill(~self.seen, -torch.inf)
 
 
 class Flash:
@@ -153,9 +149,7 @@ def memory_efficient_attention_forward_requires_grad(
     inputs = Inputs(query, key, value, attn_bias, p, scale)
     inputs.check()
     operator = dispatch("memory_efficient_attention_forward", inputs)
-    lse = inputs.scores.logsumexp(-1)
-    P = (inputs.scores - lse[..., None]).exp()
-    out = torch.einsum("bhqk,bkhd->bqhd", P, value.double())
+    out, lse = attend(query, key, value, inputs.seen, inputs.scale)
     return out.to(query.dtype), operator.padded(lse.float())
 
 
@@ -182,16 +176,11 @@ def memory_efficient_attention_backward(
     assert output.is_contiguous()
     assert grad.shape == output.shape == query.shape
     operator = dispatch("memory_efficient_attention_backward", inputs)
-    rows = operator.rows(lse, query.shape[1]).double()
-    P = (inputs.scores - rows[..., None]).exp()
-    dO = grad.double()
-    delta = (dO * output.double()).sum(-1).transpose(1, 2)[..., None]
-    dS = P * (torch.einsum("bqhd,bkhd->bhqk", dO, value.double()) - delta) * scale
-    return (
-        torch.einsum("bhqk,bkhd->bqhd", dS, key.double()).to(query.dtype),
-        torch.einsum("bhqk,bqhd->bkhd", dS, query.double()).to(key.dtype),
-        torch.einsum("bhqk,bqhd->bkhd", P, dO).to(value.dtype),
-    )
+    rows = operator.rows(lse, query.shape[1])
+    given = (grad, query, key, value, output, rows)
+    found = gradients(*given, inputs.seen, inputs.scale)
+    dq, dk, dv = (x.to(like.dtype) for x, like in zip(found, (query, key, value), strict=True))
+    return dq, dk, dv
 
 
 def _dispatch_fw(inp: Inputs, needs_gradient: bool) -> Any:
@@ -204,34 +193,20 @@ def _dispatch_bw(inp: Inputs, varlen_lse_packed: bool | None) -> Any:
     return SimpleNamespace(NAME=dispatch("backward", inp).backward_name)
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, version: str = "0.0.35") -> ModuleType:
-    """Puts the stand-in where the adapter imports xFormers, and pip would list it."""
-    names = ("xformers", "xformers._cpp_lib", "xformers.ops", "xformers.ops.fmha")
-    modules = {name: ModuleType(name) for name in names}
-    library, fmha = modules["xformers._cpp_lib"], modules["xformers.ops.fmha"]
-    vars(library).update(_built_with_cuda=True, _cpp_library_load_exception=None)
-    vars(fmha).update(
-        attn_bias=SimpleNamespace(
-            LowerTriangularMask=LowerTriangularMask,
-            LocalAttentionFromBottomRightMask=LocalAttentionFromBottomRightMask,
-        ),
-        Inputs=Inputs,
-        _dispatch_fw=_dispatch_fw,
-        _dispatch_bw=_dispatch_bw,
-        memory_efficient_attention_forward_requires_grad=(
-            memory_efficient_attention_forward_requires_grad
-        ),
-        memory_efficient_attention_backward=memory_efficient_attention_backward,
-    )
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(
-        "ringspan.contracts.adapters.package.importlib.metadata.version", lambda name: version
-    )
-    return fmha
-
-
 @pytest.fixture
 def xformers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """xFormers 0.0.35, on a CPU: its module of attention."""
-    return installed(monkeypatch)
+    listed(monkeypatch, "xformers", "0.0.35")
+    library = {"_built_with_cuda": True, "_cpp_library_load_exception": None}
+    functions = (
+        Inputs,
+        _dispatch_fw,
+        _dispatch_bw,
+        memory_efficient_attention_forward_requires_grad,
+        memory_efficient_attention_backward,
+    )
+    masks = (LowerTriangularMask, LocalAttentionFromBottomRightMask)
+    fmha = {function.__name__: function for function in functions}
+    fmha["attn_bias"] = SimpleNamespace(**{mask.__name__: mask for mask in masks})
+    parts = {"xformers._cpp_lib": library, "xformers.ops": {}, "xformers.ops.fmha": fmha}
+    return install(monkeypatch, {"xformers": {}, **parts})[-1]
