@@ -48,6 +48,9 @@ class Domain:
     """Only patterns with `documents_at_once` ever see documents here."""
     causal: bool = False
     """For patterns of which something depends on it; the mask itself is applied to every part."""
+    stored: Listed | None = None
+    """Where a layout asks for work in blocks of storage, the tokens of each: of every token one.
+    A pattern that knows of any two tokens whether one sees the other yields `Blocks` of these."""
 
     @property
     def N(self) -> int:  # noqa: N802 - the field's name for the number of tokens
@@ -93,7 +96,7 @@ class Domain:
                 yield np.array([start]), self._on(tokens)
 
     def _on(self, tokens: Tokens) -> Domain:
-        return dataclasses.replace(self, tokens=tokens, documents=None)
+        return dataclasses.replace(self, tokens=tokens, documents=None, stored=None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

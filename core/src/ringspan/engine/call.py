@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from ringspan.contracts.documents import Documents
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
+from ringspan.patterns.along import Along
 from ringspan.plan.layout import Layout
 
 __all__ = ["Call"]
@@ -59,15 +61,7 @@ class Call:
             return Layout(self.tokens or Sequence(N))
         if self.tokens is None or self.tokens == self.layout.tokens:
             return self.layout
-        given = self.layout
-        return Layout(
-            self.tokens,
-            given.world_size,
-            given.ordering,
-            given.weights,
-            sizes=given.explicit_sizes,
-            reason=given.reason,
-        )
+        return self.layout.laid_over(self.tokens)
 
     @staticmethod
     def from_text(text: str, N: int) -> Call:
@@ -106,6 +100,13 @@ def _tokens_from(literal: Any) -> Tokens | None:
 
 
 def _layout_from(literal: Any, N: int) -> Layout:
-    tokens, world_size, ordering, weights, sizes = literal
-    where = _tokens_from(tokens) or Sequence(N)
-    return Layout(where, world_size, ordering, weights, sizes=sizes)
+    tokens, world_size, along, weights, sizes, documents, block_size = literal
+    return Layout(
+        _tokens_from(tokens) or Sequence(N),
+        world_size,
+        None if along is None else Along(*along),
+        weights,
+        sizes=sizes,
+        documents=None if documents is None else Documents.find(documents[1]),
+        block_size=block_size,
+    )

@@ -173,7 +173,8 @@ class BlockSparse(Pattern):
             limit: the largest number of tokens to do this for.
 
         Raises:
-            InvalidArgument: there are more tokens than `limit`.
+            InvalidArgument: there are more tokens than `limit`; or of tokens with coordinates,
+                nobody sees anybody.
 
         Example:
             >>> import ringspan as rs
@@ -195,7 +196,15 @@ class BlockSparse(Pattern):
                 remedy="Take a rule of blocks (local, local_global, dilated_blocks, from_blocks), "
                 "or a larger limit",
             )
-        return cls(block_size, EvaluatedBlocks.from_mask(block_size, predicate, N, points))
+        blocks = EvaluatedBlocks.from_mask(block_size, predicate, N, points)
+        if points is not None and N and not len(blocks.indices):
+            raise InvalidArgument(
+                "predicate",
+                expected="one that shows something",
+                got=f"False for all pairs of {tokens!r}",
+                remedy="It gets coordinates, axes first: row, column = query",
+            )
+        return cls(block_size, blocks)
 
     def check(self, domain: Domain) -> None:
         """Raises `InvalidArgument` where blocks were evaluated for other tokens, or for another
@@ -225,12 +234,19 @@ class BlockSparse(Pattern):
             )
 
     def parts(self, domain: Domain) -> Iterable[Part]:
-        """The pairs of blocks; those of which only a part counts are a part of their own."""
+        """The pairs of blocks; those of which only a part counts are a part of their own.
+
+        A mask's pairs are put into blocks of storage, where there are such. Rules of blocks keep
+        theirs: cut otherwise, hardly a pair would be whole.
+        """
         heads, sets = tuple(range(domain.heads)), self._sets(domain)
         if isinstance(self.blocks, SymbolicBlocks):
             counts = -(-domain.lengths // self.block_size)
             number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             yield Blocks(heads, sets, *self.blocks.rows(number, np.repeat(counts, counts)))
+            return
+        if domain.stored is not None and domain.documents is None and self.blocks.partial.any():
+            yield self.blocks.stored(heads, domain.stored)
             return
         starts = domain.starts[domain.lengths > 0]
         for part in self.blocks.parts(heads):

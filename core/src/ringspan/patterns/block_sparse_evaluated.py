@@ -10,7 +10,7 @@ import numpy as np
 
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.held import Held
-from ringspan.contracts.pattern import Blocks, Runs
+from ringspan.contracts.pattern import Blocks, Listed, Runs
 from ringspan.contracts.tokens import Tokens
 from ringspan.patterns.integers import checked_integer
 
@@ -151,6 +151,35 @@ class EvaluatedBlocks(Held):
                 seen = _Bits.of(self) if partial else None
                 yield Blocks(heads, sets, indptr, self.indices[chosen], seen)
 
+    def stored(self, heads: tuple[int, ...], sets: Listed) -> Blocks:
+        """The same pairs of tokens in other blocks: `sets`, of every token one."""
+        lengths = np.diff(sets.bounds)
+        number = np.empty(self.N, np.int64)
+        number[sets.rows] = np.repeat(np.arange(len(lengths)), lengths)
+        pairs = [
+            np.unique(number[query] * len(lengths) + number[key])
+            for query, key in self._pairs_of_tokens()
+        ]
+        row, column = np.divmod(
+            np.unique(np.concatenate([np.zeros(0, np.int64), *pairs])), max(len(lengths), 1)
+        )
+        indptr = np.searchsorted(row, np.arange(len(lengths) + 1))
+        return Blocks(heads, sets, indptr, column, _Bits.of(self))
+
+    def _pairs_of_tokens(self) -> Iterator[tuple[Ints, Ints]]:
+        """Queries and the keys that they see, some at a time."""
+        side = _side(self.N, self.block_size)
+        row = np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
+        within, bits = np.arange(side), _Bits.of(self)
+        for some in _slices(len(row), side, side):
+            query = (row[some, None] * side + within)[:, :, None]
+            key = (self.indices[some, None] * side + within)[:, None, :]
+            there = (query < self.N) & (key < self.N)
+            query, key = np.broadcast_arrays(query, key)
+            query, key = query[there], key[there]
+            seen = bits(query, key)
+            yield query[seen], key[seen]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (EvaluatedBlocks, (self.N, self.block_size, *self.arrays[1:]))
 
@@ -196,29 +225,37 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bits:
-    """Looks pairs of positions up in the bitmaps."""
+    """Looks pairs of positions up."""
 
     block_size: int
     columns: int
     pairs: Ints
-    """`row * columns + column` of each pair of blocks that is seen in part, ascending."""
+    """`row * columns + column` of each pair of blocks of which something is seen, ascending."""
+    bitmap: Ints
+    """The number of its bitmap; -1: all of it is seen."""
     bitmaps: Bytes
 
     @classmethod
     def of(cls, blocks: EvaluatedBlocks) -> _Bits:
         columns = len(blocks.indptr) - 1
         row = np.repeat(np.arange(columns), np.diff(blocks.indptr))
-        pairs = (row * columns + blocks.indices)[blocks.partial]
-        return cls(_side(blocks.N, blocks.block_size), columns, pairs, blocks.bitmaps)
+        bitmap = np.where(blocks.partial, np.cumsum(blocks.partial) - 1, -1)
+        pairs = row * columns + blocks.indices
+        return cls(_side(blocks.N, blocks.block_size), columns, pairs, bitmap, blocks.bitmaps)
 
     def __call__(self, query: Ints, key: Ints) -> Bools:
         row, inner_row = np.divmod(query, self.block_size)
         column, inner_column = np.divmod(key, self.block_size)
         pair = row * self.columns + column
+        if not len(self.pairs):
+            return np.zeros(pair.shape, np.bool_)
         entry = np.minimum(np.searchsorted(self.pairs, pair), len(self.pairs) - 1)
-        bit = inner_row * self.block_size + inner_column
-        byte = self.bitmaps[entry, bit >> 3]
-        seen: Bools = (byte << (bit & 7).astype(np.uint8)) & 128 != 0
+        bitmap = self.bitmap[entry]
+        seen: Bools = bitmap < 0
+        if len(self.bitmaps):
+            bit = inner_row * self.block_size + inner_column
+            byte = self.bitmaps[np.maximum(bitmap, 0), bit >> 3]
+            seen |= (byte << (bit & 7).astype(np.uint8)) & 128 != 0
         seen &= self.pairs[entry] == pair
         return seen
 

@@ -11,6 +11,7 @@ import numpy as np
 from ringspan.contracts.pattern import Blocks, Domain, Listed
 from ringspan.patterns.neighborhood_axes import Axis, Boxes
 from ringspan.patterns.neighborhood_rule import AxisRule
+from ringspan.patterns.neighborhood_stored import active_pairs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,12 +28,15 @@ _MOST_CELLS = 256
 
 
 def blocks(heads: tuple[int, ...], rules: tuple[AxisRule, ...], domain: Domain) -> Blocks:
-    """A block's tokens are of one document and residue class.
+    """The blocks of storage where there are such, with those that they see.
 
-    A block sees the blocks that reach into the box which its tokens' windows span together.
+    Otherwise a block's tokens are of one document and residue class, and it sees the blocks that
+    reach into the box which its tokens' windows span together.
     """
     boxes = Boxes.of(domain)
     axes = Axis.all(rules, domain, boxes)
+    if domain.stored is not None:
+        return Blocks(heads, domain.stored, *active_pairs(domain.stored, axes), _Seen(axes))
     full = len(boxes.number) == boxes.cells
     tree = _tiles(rules, axes, boxes) if full else _packs(rules, axes, boxes)
     indptr, indices = tree.overlapping(

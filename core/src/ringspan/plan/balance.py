@@ -20,7 +20,8 @@ from ringspan.plan.cut import cut
 from ringspan.plan.holdings import Holdings
 from ringspan.plan.layout import Layout
 from ringspan.plan.orders import order
-from ringspan.plan.schedule import check_documents, parts_of
+from ringspan.plan.restart import check_documents
+from ringspan.plan.schedule import parts_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -112,15 +112,20 @@ class _BlocksCut(Cut):
     def __init__(self, part: Blocks, queries: Holdings, keys: Holdings) -> None:
         super().__init__(queries, keys)
         sets = part.sets.listed()
-        self._query = sets.ascending()
-        self._key = _keys_of(sets, part.indptr, part.indices).ascending()
+        self._query = sets
+        self._key = _keys_of(sets, part.indptr, part.indices)
+        if part.seen is None:
+            self._query, self._key = self._query.ascending(), self._key.ascending()
         self._seen = part.seen
 
     def cells(self, query_rank: int, key_rank: int, *, causal: bool) -> Cells:
         query, _ = self._queries.held(self._query, query_rank)
         key, _ = self._keys.held(self._key, key_rank)
         cells = Cells(query, key, seen=self._seen)
-        return cells.causal() if causal else cells
+        if not causal:
+            return cells
+        # Where every pair is looked at anyway, rows stay as they are stored.
+        return cells.causal() if self._seen is None else cells.causal_in_any_order()
 
     def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
         yield from self.cells(query_rank, key_rank, causal=causal).batches()

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeGuard
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.pattern import Domain, Listed
 from ringspan.contracts.tokens import Sequence, Tokens, shard_sizes
+from ringspan.patterns.along import Along
+from ringspan.plan import layout_checks as checked
 from ringspan.plan.orders import order
-from ringspan.plan.shards import agree_on_rows, carrier, check_tokens, gathered, own_rows
+from ringspan.plan.shards import (
+    agree_on_rows,
+    carrier,
+    check_tokens,
+    gathered,
+    own_rows,
+    permuted,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from jaxtyping import Int
     from torch import Tensor
 
+    from ringspan.contracts.documents import Documents
+    from ringspan.contracts.pattern import Pattern
+
 __all__ = ["Layout"]
 
-_MOST_TOKENS = 2**53
-"""Shards are measured out in float64, which counts no further."""
-_MOST_RANKS = 2**31 - 1
-"""Ranks are C integers in every communication library."""
+_BLOCK_SIZE = 64
+"""Of the tiles of most kernels a side or half of one."""
 
 
 class Layout:
@@ -35,17 +45,25 @@ class Layout:
     shards. The pattern still speaks of positions: a layout changes where rows lie, never the
     result.
 
+    On one rank, put the input in order once, outside the layers: `x = layout.arrange(x)`, then
+    `attention(.., layout=layout)` in every layer, and `layout.restore(y)` at the end.
+
     Args:
         N: number of tokens, or the tokens themselves (`Grid`, `Coordinates`).
         world_size: number of shards; 1 with an ordering means: stored in that order.
-        ordering: name of an ordering provider; None: the order of positions.
+        ordering: name of an ordering provider, or an `Along`; None: the order of positions.
         weights: relative shard sizes, one per rank; None: even (they differ by at most one).
         tokens: what the tokens are, where `N` is a number; orderings that follow a curve need it.
         sizes: exact shard sizes, instead of `weights`; zeros are allowed.
+        documents: of packed sequences: each is put in order alone, one after the other.
+        block_size: with an ordering, patterns that say of any two tokens whether one sees the
+            other (`Neighborhood` on two or three axes, `BlockSparse.from_mask`) are computed in
+            blocks of so many consecutive places of a rank. None: in blocks of the pattern's own
+            choice, whose rows are gathered from wherever they lie.
         reason: why it is laid out like this, for `explain` to say; no part of equality.
 
     Raises:
-        InvalidArgument: where sizes or weights do not fit `N` and `world_size`.
+        InvalidArgument: an argument is wrong or does not fit the others; names it.
 
     Example:
         >>> Layout(10, world_size=4).positions(1).tolist()
@@ -56,32 +74,92 @@ class Layout:
         self,
         N: int | Tokens,
         world_size: int = 1,
-        ordering: str | None = None,
+        ordering: Along | str | None = None,
         weights: tuple[float, ...] | None = None,
         *,
         tokens: Tokens | None = None,
         sizes: tuple[int, ...] | None = None,
+        documents: Documents | None = None,
+        block_size: int | None = _BLOCK_SIZE,
         reason: str = "",
     ) -> None:
-        self.tokens = _tokens(N, tokens)
+        self.tokens = checked.checked_tokens(N, tokens)
         self.N = self.tokens.N
-        self.world_size = _world_size(world_size)
-        self.ordering = _ordering(ordering)
-        self.weights = _weights(weights, self.world_size)
-        self.sizes = _sizes(sizes, self)
+        self.world_size = checked.checked_world_size(world_size)
+        self.along = checked.checked_along(ordering)
+        self.ordering = None if self.along is None else self.along.ordering
+        self.weights = checked.checked_weights(weights, self.world_size)
+        self.sizes = checked.checked_sizes(sizes, self.N, self.world_size, self.weights)
         self.explicit_sizes = None if sizes is None else self.sizes
-        self.reason = _reason(reason)
+        self.documents = checked.checked_documents(documents, self.tokens)
+        self.block_size = checked.checked_block_size(block_size)
+        self.reason = checked.checked_reason(reason)
         self.text = self._make_text()
+
+    @classmethod
+    def best(
+        cls,
+        tokens: int | Tokens,
+        pattern: Pattern,
+        block_size: int = _BLOCK_SIZE,
+        *,
+        world_size: int = 1,
+        causal: bool = False,
+        documents: Documents | None = None,
+        orderings: tuple[str, ...] | None = None,
+    ) -> Layout:
+        """The layout under which the fewest pairs of blocks are active; `reason` has the counts.
+
+        A pair of blocks, each `block_size` consecutive places, is active where some query of the
+        one sees some key of the other: that is what a kernel computes. Where no ordering has fewer
+        than the order of positions, that is kept; of equal ones the first of `orderings` is taken.
+
+        Args:
+            tokens: what the tokens are.
+            pattern: what attends to what.
+            block_size: tokens of a block.
+            world_size: number of shards; no block lies in two.
+            causal: whether a token sees earlier ones only.
+            documents: of packed sequences.
+            orderings: names to choose from; None: all that are installed and serve the tokens.
+
+        Raises:
+            InvalidArgument: the arguments do not fit each other; or there are too many blocks to
+                count, see `ringspan.plan.activity`.
+
+        Example:
+            >>> from ringspan import Dense
+            >>> Layout.best(1000, Dense(), orderings=()).reason
+            'no ordering has fewer active blocks of 64 than the order of positions (256 identity)'
+        """
+        from ringspan.plan.best import best_layout
+
+        return best_layout(
+            tokens,
+            pattern,
+            block_size,
+            world_size=world_size,
+            causal=causal,
+            documents=documents,
+            orderings=orderings,
+        )
 
     @cached_property
     def order(self) -> npt.NDArray[np.int64]:
         """The position stored at each place, int64 `[N]`."""
-        if self.ordering is None:
+        along = self.along
+        if along is None:
             return np.arange(self.N, dtype=np.int64)
-        weights = self.weights
-        if weights is None and self.sizes != shard_sizes(self.N, self.world_size, None):
-            weights = tuple(float(size) for size in self.sizes)
-        return order(self.ordering, self.tokens, self.world_size, weights)
+        if along.plain and self.documents is None:
+            return order(along.ordering, self.tokens, self.world_size, self._own_weights)
+        domain = Domain(self.tokens, 1, 1, order, self.documents)
+        return along.tokens_by_place(domain, max(self.N, 1))
+
+    @property
+    def _own_weights(self) -> tuple[float, ...] | None:
+        if self.weights is None and self.sizes != shard_sizes(self.N, self.world_size, None):
+            return tuple(float(size) for size in self.sizes)
+        return self.weights
 
     @cached_property
     def bounds(self) -> tuple[int, ...]:
@@ -93,11 +171,97 @@ class Layout:
         """Whether every rank's positions precede the next rank's, in ascending order."""
         return self.ordering is None
 
+    @cached_property
+    def stored_blocks(self) -> Listed | None:
+        """The positions in each block of `block_size` places, in order of place.
+
+        A block lies in one shard, of which the last may be short. None without an ordering or a
+        block size: patterns then choose blocks of their own.
+        """
+        if self.ordering is None or self.block_size is None:
+            return None
+        return Listed(self.order, self._block_bounds(self.block_size))
+
+    def block_numbers(self, block_size: int) -> npt.NDArray[np.int64]:
+        """For each position the number of the block that holds it, int64 `[N]`.
+
+        Blocks are `block_size` consecutive places of a shard, of which the last may be short.
+        """
+        lengths = np.diff(self._block_bounds(block_size))
+        numbers = np.empty(self.N, np.int64)
+        numbers[self.order] = np.repeat(np.arange(len(lengths)), lengths)
+        return numbers
+
+    def _block_bounds(self, block_size: int) -> npt.NDArray[np.int64]:
+        starts = [np.arange(a, b, block_size, dtype=np.int64) for a, b in pairwise(self.bounds)]
+        return np.append(np.concatenate(starts), self.N)
+
     def positions(self, rank: int) -> Int[Tensor, " n"]:
-        """The positions that `rank` holds, in storage order: int64, on the CPU."""
-        self._check_rank(rank)
-        held = self.order[self.bounds[rank] : self.bounds[rank + 1]]
-        return torch.from_numpy(held.copy())
+        """The positions that `rank` holds, in storage order: int64, on the CPU.
+
+        These are what rotary embeddings and causality go by.
+        """
+        return torch.from_numpy(self._held(rank).copy())
+
+    def coordinates(self, rank: int) -> Int[Tensor, "n axes"]:
+        """The coordinates of the tokens that `rank` holds, in storage order: int64, on the CPU.
+
+        Raises:
+            InvalidArgument: the tokens are a plain sequence; or there is no such rank.
+        """
+        points = self.tokens.coordinates
+        if points is None:
+            raise InvalidArgument(
+                "tokens", expected="Grid or Coordinates", got=f"{self.tokens!r}, without any"
+            )
+        return torch.from_numpy(points[self._held(rank)])
+
+    def _held(self, rank: int) -> npt.NDArray[np.int64]:
+        rank = checked.checked_rank(rank, self.world_size)
+        return self.order[self.bounds[rank] : self.bounds[rank + 1]]
+
+    def arrange(self, x: Tensor, *, dim: int = 1) -> Tensor:
+        """A full tensor in storage order, from order of position.
+
+        Exact, and so is its gradient. Do it once, outside the layers. Without an ordering this
+        is `x` itself.
+
+        Args:
+            x: holds all `N` tokens along `dim`, in order of position; any device and dtype.
+            dim: the dimension of tokens; 1 as in `[B, N, ...]`.
+
+        Example:
+            >>> import torch
+            >>> layout = Layout(4, 2, "zigzag")
+            >>> x = torch.tensor([[10, 11, 12, 13]])
+            >>> layout.arrange(x).tolist(), layout.restore(layout.arrange(x)).tolist()
+            ([[10, 13, 11, 12]], [[10, 11, 12, 13]])
+        """
+        check_tokens(x, self.N, dim)
+        return x if self.contiguous else permuted(x, *self._indices(x.device), dim)
+
+    def restore(self, x: Tensor, *, dim: int = 1) -> Tensor:
+        """A full tensor in order of position, from storage order: undoes `arrange`.
+
+        Args:
+            x: holds all `N` tokens along `dim`, in storage order; any device and dtype.
+            dim: the dimension of tokens.
+        """
+        check_tokens(x, self.N, dim)
+        return x if self.contiguous else permuted(x, *self._indices(x.device)[::-1], dim)
+
+    def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The position at each place, and the place of each position; copied to a device once."""
+        if device not in self._on_devices:
+            there = torch.from_numpy(self.order.copy())
+            back = torch.empty_like(there)
+            back[there] = torch.arange(self.N)
+            self._on_devices[device] = there.to(device), back.to(device)
+        return self._on_devices[device]
+
+    @cached_property
+    def _on_devices(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
 
     def shard(self, x: Tensor, rank: int | None = None, *, dim: int = 1) -> Tensor:
         """This rank's rows of a full tensor.
@@ -160,27 +324,42 @@ class Layout:
             )
         return process.rank()
 
-    def _check_rank(self, rank: object) -> None:
-        if not _is_integer(rank) or not 0 <= rank < self.world_size:
-            raise InvalidArgument(
-                "rank", expected=f"an integer in 0 .. {self.world_size - 1}", got=repr(rank)
-            )
-
     def _make_text(self) -> str:
         """Names this layout, but for a plain sequence's length, where only text may go."""
         tokens = "None" if isinstance(self.tokens, Sequence) else self.tokens.text
+        documents = "None" if self.documents is None else self.documents.text
+        along = self.along
+        ordering = (
+            "None"
+            if along is None
+            else f"({along.ordering!r}, {along.fold!r}, {along.axes!r}, {along.chunk!r})"
+        )
         return (
-            f"({tokens}, {self.world_size!r}, {self.ordering!r}, {self.weights!r}, "
-            f"{self.explicit_sizes!r})"
+            f"({tokens}, {self.world_size!r}, {ordering}, {self.weights!r}, "
+            f"{self.explicit_sizes!r}, {documents}, {self.block_size!r})"
+        )
+
+    def laid_over(self, tokens: Tokens) -> Layout:
+        """The same layout of as many other tokens."""
+        return Layout(
+            tokens,
+            self.world_size,
+            self.along,
+            self.weights,
+            sizes=self.explicit_sizes,
+            documents=self.documents,
+            block_size=self.block_size,
+            reason=self.reason,
         )
 
     def _key(self) -> tuple[Any, ...]:
-        return (self.tokens, self.world_size, self.ordering, self.weights, self.sizes)
+        stored = None if self.along is None else (self.along, self.documents, self.block_size)
+        return (self.tokens, self.world_size, stored, self.weights, self.sizes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Built again: copies of Coordinates have handles of their own, which the text names.
-        given = (self.tokens, self.world_size, self.ordering, self.weights, self.explicit_sizes)
-        return (_rebuilt, (*given, self.reason))
+        options = (self.explicit_sizes, self.documents, self.block_size, self.reason)
+        return (_rebuilt, (self.tokens, self.world_size, self.along, self.weights, *options))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and self._key() == other._key()
@@ -190,109 +369,37 @@ class Layout:
 
     def __repr__(self) -> str:
         what = self.N if isinstance(self.tokens, Sequence) else self.tokens
-        ordering = "" if self.ordering is None else f", ordering={self.ordering!r}"
-        return f"Layout({what!r}, world_size={self.world_size}{ordering}, sizes={self.sizes})"
+        return f"Layout({what!r}, world_size={self.world_size}{self._stored}, sizes={self.sizes})"
+
+    @property
+    def _stored(self) -> str:
+        """How tokens are ordered, for readers and for ranks to compare."""
+        along = self.along
+        if along is None:
+            return ""
+        said = f", ordering={along.ordering if along.plain else along!r}"
+        if self.documents is not None:
+            said += f", documents={self.documents!r}"
+        return said if self.block_size == _BLOCK_SIZE else f"{said}, block_size={self.block_size}"
 
 
 def _rebuilt(
     tokens: Tokens,
     world_size: int,
-    ordering: str | None,
+    along: Along | None,
     weights: tuple[float, ...] | None,
     sizes: tuple[int, ...] | None,
+    documents: Documents | None,
+    block_size: int | None,
     reason: str,
 ) -> Layout:
-    return Layout(tokens, world_size, ordering, weights, sizes=sizes, reason=reason)
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _tokens(N: object, tokens: Tokens | None) -> Tokens:
-    given = _given_tokens(N, tokens)
-    if given.N > _MOST_TOKENS:
-        raise InvalidArgument("N", expected=f"at most {_MOST_TOKENS} tokens", got=str(given.N))
-    return given
-
-
-def _given_tokens(N: object, tokens: Tokens | None) -> Tokens:
-    if isinstance(N, Tokens):
-        if tokens is not None and tokens != N:
-            raise InvalidArgument("tokens", expected=f"nothing beside {N!r}", got=repr(tokens))
-        return N
-    if not _is_integer(N) or N < 0:
-        raise InvalidArgument("N", expected="an integer >= 0, Grid or Coordinates", got=repr(N))
-    if tokens is None:
-        return Sequence(N)
-    if not isinstance(tokens, Tokens):
-        raise InvalidArgument(
-            "tokens", expected="Grid(...), Coordinates(...) or None", got=repr(tokens)
-        )
-    if tokens.N != N:
-        raise InvalidArgument("N", expected=f"{tokens.N}, as many as {tokens!r}", got=str(N))
-    return tokens
-
-
-def _world_size(world_size: object) -> int:
-    if not _is_integer(world_size) or not 1 <= world_size <= _MOST_RANKS:
-        raise InvalidArgument(
-            "world_size", expected=f"an integer in 1 .. {_MOST_RANKS}", got=repr(world_size)
-        )
-    return world_size
-
-
-def _ordering(ordering: object) -> str | None:
-    if ordering is not None and not isinstance(ordering, str):
-        raise InvalidArgument(
-            "ordering", expected="the name of an ordering or None", got=repr(ordering)
-        )
-    return ordering
-
-
-def _reason(reason: object) -> str:
-    if not isinstance(reason, str):
-        raise InvalidArgument("reason", expected="text", got=repr(reason))
-    return reason
-
-
-def _weights(weights: object, world_size: int) -> tuple[float, ...] | None:
-    if weights is None:
-        return None
-    if (
-        not isinstance(weights, (tuple, list))
-        or len(weights) != world_size
-        or not all(_is_weight(weight) for weight in weights)
-        or not 0 < sum(map(float, weights)) < math.inf
-    ):
-        raise InvalidArgument(
-            "weights",
-            expected=f"{world_size} finite numbers >= 0, not all zero, with a finite sum",
-            got=repr(weights),
-        )
-    return tuple(float(weight) for weight in weights)
-
-
-def _is_weight(value: object) -> bool:
-    # A comparison and not isfinite, which overflows on integers that no float can hold.
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value <= sys.float_info.max  # type: ignore[operator]
-
-
-def _sizes(sizes: object, layout: Layout) -> tuple[int, ...]:
-    if sizes is None:
-        return shard_sizes(layout.N, layout.world_size, layout.weights)
-    if layout.weights is not None:
-        raise InvalidArgument("sizes", expected="None beside weights", got=repr(sizes))
-    if (
-        not isinstance(sizes, (tuple, list))
-        or len(sizes) != layout.world_size
-        or not all(_is_integer(size) and size >= 0 for size in sizes)
-        or sum(sizes) != layout.N
-    ):
-        raise InvalidArgument(
-            "sizes",
-            expected=f"{layout.world_size} integers >= 0 that sum to {layout.N}",
-            got=repr(sizes),
-        )
-    return tuple(sizes)
+    return Layout(
+        tokens,
+        world_size,
+        along,
+        weights,
+        sizes=sizes,
+        documents=documents,
+        block_size=block_size,
+        reason=reason,
+    )

@@ -10,14 +10,33 @@ import torch
 from torch import Tensor
 
 from ringspan.contracts.documents import Documents
+from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.tokens import Grid, Tokens
 from ringspan.contracts.work import Indexed
 
 if TYPE_CHECKING:
     from jaxtyping import Int
 
-__all__ = ["in_documents", "restarted"]
+__all__ = ["check_documents", "in_documents", "restarted"]
 
 _known: WeakKeyDictionary[Indexed, Indexed] = WeakKeyDictionary()
+
+
+def check_documents(documents: Documents | None, tokens: Tokens) -> None:
+    """Refuses documents that are not the tokens', or that one grid cannot hold."""
+    if documents is None:
+        return
+    if documents.N != tokens.N:
+        raise InvalidArgument(
+            "documents", expected=f"documents that end at N = {tokens.N}", got=repr(documents)
+        )
+    if isinstance(tokens, Grid):
+        raise InvalidArgument(
+            "tokens",
+            expected="Coordinates beside documents: one grid cannot hold several documents",
+            got=repr(tokens),
+            remedy="Pass Coordinates of every token in its own document",
+        )
 
 
 def restarted(

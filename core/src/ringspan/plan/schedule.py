@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.masks import MaskCase
 from ringspan.contracts.pattern import Blocks, Domain, Part, Pattern, Windows
-from ringspan.contracts.tokens import Grid, Tokens
 from ringspan.contracts.work import Indexed
 from ringspan.patterns.dense import Dense
 from ringspan.plan.cross import check_cross, cross_work
@@ -23,6 +21,7 @@ from ringspan.plan.meetings import Meeting, Meetings
 from ringspan.plan.orders import order
 from ringspan.plan.parts import WHOLE_STEPS
 from ringspan.plan.promises import check_part
+from ringspan.plan.restart import check_documents
 from ringspan.plan.steps import Plan
 from ringspan.plan.whole import whole_of
 
@@ -36,23 +35,6 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
 
 __all__ = ["make_plan", "make_plans", "parts_of"]
-
-
-def check_documents(documents: Documents | None, tokens: Tokens) -> None:
-    """Refuses documents that are not the tokens', or that one grid cannot hold."""
-    if documents is None:
-        return
-    if documents.N != tokens.N:
-        raise InvalidArgument(
-            "documents", expected=f"documents that end at N = {tokens.N}", got=repr(documents)
-        )
-    if isinstance(tokens, Grid):
-        raise InvalidArgument(
-            "tokens",
-            expected="Coordinates beside documents: one grid cannot hold several documents",
-            got=repr(tokens),
-            remedy="Pass Coordinates of every token in its own document",
-        )
 
 
 def make_plan(
@@ -104,7 +86,7 @@ def make_plans(
 ) -> tuple[Plan, ...]:
     """`make_plan` for several ranks: what they have in common is found out once."""
     heads = kv_heads if heads is None else heads
-    domain = Domain(layout.tokens, heads, kv_heads, order, documents, causal)
+    domain = Domain(layout.tokens, heads, kv_heads, order, documents, causal, layout.stored_blocks)
     check_documents(documents, layout.tokens)
     if queries is not None:
         check_cross(pattern, queries, domain)
@@ -138,8 +120,8 @@ def make_plans(
         )
         for rank in ranks
     )
-    if keys.in_order and queries is None:
-        return tuple(replace(plan, whole=whole_of(parts, domain)) for plan in plans)
+    if layout.world_size == 1 and queries is None:
+        return tuple(replace(plan, whole=whole_of(parts, domain, keys)) for plan in plans)
     return plans
 
 

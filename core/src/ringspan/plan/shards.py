@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from ringspan.plan.layout import Layout
 
-__all__ = ["agree_on_rows", "carrier", "check_tokens", "gathered", "own_rows", "sharded"]
+__all__ = [
+    "agree_on_rows",
+    "carrier",
+    "check_tokens",
+    "gathered",
+    "own_rows",
+    "permuted",
+    "sharded",
+]
 
 
 def check_tokens(x: Tensor, tokens: int | None, dim: int) -> None:
@@ -51,6 +59,14 @@ def own_rows(x: Tensor, layout: Layout, rank: int, dim: int) -> Tensor:
     """The rows of a full tensor that `rank` holds; the gradient of all others is zero."""
     check_tokens(x, layout.N, dim)
     return x.index_select(dim, layout.positions(rank).to(x.device))
+
+
+def permuted(x: Tensor, there: Tensor, back: Tensor, dim: int) -> Tensor:
+    """The rows `there` of `x`; `back` is the inverse permutation, by which gradients return."""
+    # The derivative of index_select would add into zeros, row by row.
+    return stated(
+        x, lambda x: x.index_select(dim, there), lambda grad: grad.index_select(dim, back)
+    )
 
 
 def sharded(x: Tensor, layout: Layout, group: Any, dim: int) -> Tensor:

@@ -13,6 +13,7 @@ from ringspan.contracts.masks import MaskCase
 from ringspan.contracts.pattern import Blocks, Domain, Part, bounds_of
 from ringspan.contracts.work import Affine, Indexed, Tiles
 from ringspan.plan.cells import PAIRS_AT_ONCE, distinct
+from ringspan.plan.holdings import Holdings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,8 +27,8 @@ __all__ = ["Whole", "whole_of"]
 class Whole:
     """The parts of a block-sparse pattern, put into compressed rows when a kernel asks for them."""
 
-    def __init__(self, parts: Sequence[Blocks], domain: Domain) -> None:
-        self._parts, self._domain = parts, domain
+    def __init__(self, parts: Sequence[Blocks], domain: Domain, holdings: Holdings) -> None:
+        self._parts, self._domain, self._holdings = parts, domain, holdings
 
     @cached_property
     def tiles(self) -> tuple[Tiles, ...]:
@@ -37,12 +38,11 @@ class Whole:
     def _tile(self, part: Blocks, first: bool) -> Tiles:
         domain = self._domain
         group, N = domain.heads // domain.kv_heads, domain.N
-        sets = part.sets.listed()
-        in_order = np.array_equal(sets.rows, np.arange(N))
+        stored = self._holdings.rows(part.sets.listed().rows)
         heads = range(0, domain.heads, group)
         rows: Affine | Indexed = Affine(0, 0, 0, 1)
-        if not in_order:
-            rows = Indexed(np.broadcast_to(sets.rows, (1, len(heads), N)).copy())
+        if not np.array_equal(stored, np.arange(N)):
+            rows = Indexed(np.broadcast_to(stored, (1, len(heads), N)).copy())
         return Tiles(
             count=1,
             query_length=N,
@@ -60,8 +60,8 @@ class Whole:
         )
 
 
-def whole_of(parts: Sequence[tuple[int, Part]], domain: Domain) -> Whole | None:
-    """The parts as a whole, where all are blocks of every token for all heads."""
+def whole_of(parts: Sequence[tuple[int, Part]], domain: Domain, holdings: Holdings) -> Whole | None:
+    """The parts as a whole, where all are blocks of every token for all heads; on one rank."""
     everyone = tuple(range(domain.heads))
     blocks = [
         part
@@ -70,7 +70,7 @@ def whole_of(parts: Sequence[tuple[int, Part]], domain: Domain) -> Whole | None:
         and tuple(sorted(part.heads)) == everyone
         and part.sets.size == domain.N
     ]
-    return Whole(blocks, domain) if blocks and len(blocks) == len(parts) else None
+    return Whole(blocks, domain, holdings) if blocks and len(blocks) == len(parts) else None
 
 
 def _active(part: Blocks, *, causal: bool) -> ActiveBlocks:
