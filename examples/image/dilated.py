@@ -1,0 +1,101 @@
+"""Dilated attention along each ordering: what it costs, and what it sees of a real image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ringspan as rs
+import torch
+
+from examples.bundled import photograph
+from examples.coverage import View, captured, captured_by_band, places, sampled
+from examples.image.features import features, patches
+from examples.image.problem import ORDERINGS, Inputs, Problem, pass_over
+from examples.image.similarity import BANDS, attention_map, bands
+from examples.timing import medians
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from examples.coverage import Rows
+
+__all__ = [
+    "bands_of_mass",
+    "mass_captured",
+    "mass_captured_by_band",
+    "operations",
+    "rows_of",
+    "times",
+    "view",
+]
+
+
+def operations(problem: Problem, ordering: str) -> int:
+    """Floating-point operations of a forward pass, as `explain` counts them."""
+    inputs = rs.Inputs(N=problem.grid.N, heads=problem.heads, head_dim=problem.head_dim)
+    return rs.explain(inputs, pattern=problem.dilated(ordering), tokens=problem.grid).flops
+
+
+def view(problem: Problem, ordering: str) -> View:
+    """The pattern along an ordering, as its heads see it."""
+    return View(problem.dilated(), places(problem.grid, ordering), problem.heads)
+
+
+def rows_of(
+    problem: Problem, name: str, scale: float, queries: Int[Tensor, " Q"] | None = None
+) -> Rows:
+    """Rows of a photograph's attention map, by default some from everywhere."""
+    found = features(patches(photograph(name), problem.size))
+    some = sampled(problem.grid.N, problem.queries) if queries is None else queries
+    return attention_map(found, some, scale)
+
+
+def mass_captured(problem: Problem) -> dict[tuple[str, float], dict[str, float]]:
+    """For each photograph and scale, the share of the map's mass that each ordering captures."""
+    views = {ordering: view(problem, ordering) for ordering in ORDERINGS}
+    found = {}
+    for name in problem.photographs:
+        for scale in problem.scales:
+            rows = rows_of(problem, name, scale)
+            found[name, scale] = {key: captured(rows, each) for key, each in views.items()}
+    return found
+
+
+def bands_of_mass(problem: Problem) -> Float[Tensor, " bands"]:
+    """Of the first photograph's map, the share of the mass at each distance."""
+    rows = rows_of(problem, problem.photographs[0], problem.scale)
+    shares = torch.zeros(len(BANDS), dtype=rows.mass.dtype)
+    shares.index_add_(0, bands(problem.grid, rows.queries).flatten(), rows.mass.flatten())
+    return shares / len(rows.queries)
+
+
+def mass_captured_by_band(problem: Problem) -> dict[str, Float[Tensor, " bands"]]:
+    """Of the mass at each distance, the share that each ordering captures."""
+    rows = rows_of(problem, problem.photographs[0], problem.scale)
+    band = bands(problem.grid, rows.queries)
+    return {
+        ordering: captured_by_band(rows, view(problem, ordering), band, len(BANDS))
+        for ordering in ORDERINGS
+    }
+
+
+def times(problem: Problem) -> dict[str, dict[str, float]]:
+    """Median seconds of forward and backward, by way of storage and ordering.
+
+    `"as given"`: tokens lie in row-major order. `"stored"`: they lie along the ordering, by a
+    layout. `"renumbered"`: they lie along it and are taken for a plain sequence, which without
+    causality and positions is the same attention.
+    """
+    inputs, runs = Inputs.of(problem), {}
+    for ordering in ORDERINGS:
+        layout = rs.Layout(problem.grid, ordering=ordering)
+        stored, along = inputs.arranged(layout), problem.dilated(ordering)
+        runs["as given", ordering] = pass_over(inputs, pattern=along, tokens=problem.grid)
+        runs["stored", ordering] = pass_over(stored, pattern=along, layout=layout)
+        runs["renumbered", ordering] = pass_over(stored, pattern=problem.dilated())
+    found = medians(runs, problem.rounds)
+    return {
+        way: {ordering: found[way, ordering] for ordering in ORDERINGS}
+        for way in ("as given", "stored", "renumbered")
+    }

@@ -1,0 +1,93 @@
+"""What the image example found, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from examples.image.dilated import (
+    bands_of_mass,
+    mass_captured,
+    mass_captured_by_band,
+    operations,
+    times,
+)
+from examples.image.neighborhood import stored
+from examples.image.problem import ORDERINGS, Problem
+from examples.image.similarity import BANDS
+from examples.tables import Table
+
+__all__ = ["reported"]
+
+
+def reported(problem: Problem) -> list[Table]:
+    """Runs everything."""
+    return [costs(problem), masses(problem), distances(problem), neighborhoods(problem)]
+
+
+def costs(problem: Problem) -> Table:
+    """The same operations along every ordering, and the time they take."""
+    seconds = times(problem)
+    return Table(
+        f"{problem.dilated()!r} over {problem.grid}, {problem.heads} heads of "
+        f"{problem.head_dim}: operations of a forward pass, and milliseconds of forward and "
+        "backward",
+        ("ordering", "GFLOP", *seconds),
+        tuple(
+            (
+                ordering,
+                f"{operations(problem, ordering) / 1e9:.3f}",
+                *(f"{found[ordering] * 1e3:.0f}" for found in seconds.values()),
+            )
+            for ordering in ORDERINGS
+        ),
+    )
+
+
+def masses(problem: Problem) -> Table:
+    """What share of real attention maps lies on keys that are shown."""
+    return Table(
+        "The share of real attention maps' mass that the pattern shows, in percent",
+        ("photograph", "scale", *ORDERINGS),
+        tuple(
+            (name, f"{scale:g}", *_percent(shares.values()))
+            for (name, scale), shares in mass_captured(problem).items()
+        ),
+    )
+
+
+def distances(problem: Problem) -> Table:
+    """The same at each distance from the query."""
+    shown = mass_captured_by_band(problem)
+    return Table(
+        f"{problem.photographs[0]} at scale {problem.scale:g}: how much of the mass lies at each "
+        "distance (in patches), and the share of that which is shown, in percent",
+        ("", *BANDS),
+        (
+            ("of the map's mass", *_percent(bands_of_mass(problem).tolist())),
+            *((ordering, *_percent(shown[ordering].tolist())) for ordering in ORDERINGS),
+        ),
+    )
+
+
+def neighborhoods(problem: Problem) -> Table:
+    """The same neighbourhood under every storage order."""
+    return Table(
+        f"Neighborhood over {problem.grid}, stored along each ordering: active pairs of blocks of "
+        "64 tokens, milliseconds of forward and backward",
+        ("window", "stored", "active", "share", "ms", "largest difference of the output"),
+        tuple(
+            (
+                str(found.window),
+                found.ordering,
+                str(found.active),
+                f"{found.active / found.of:.3f}",
+                f"{found.seconds * 1e3:.0f}",
+                f"{found.difference:.1e}",
+            )
+            for found in stored(problem)
+        ),
+    )
+
+
+def _percent(shares: Iterable[float]) -> list[str]:
+    return [f"{share:.1%}".removesuffix("%") for share in shares]
