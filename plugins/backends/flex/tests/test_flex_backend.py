@@ -29,6 +29,7 @@ from ringspan.contracts import (
 )
 from ringspan.contracts.adapters.trial import trial
 from ringspan.testing import AttentionBackendSuite, assert_exact
+from ringspan.testing.stand_ins.on_cpu import OnCpu
 from ringspan.testing.suites.tiles import Operands, Tile
 from ringspan_flex import Flex, backend, masks, ringspan_attention_backends
 from ringspan_flex.blocks import BLOCK
@@ -61,18 +62,11 @@ def dense(
     return out, lse * math.log(2)
 
 
-class Dense(Flex):
+class Dense(OnCpu, Flex):
     """`flex` without the compiler."""
 
-    capabilities: ClassVar[Capabilities] = replace(Flex.capabilities, devices=frozenset({"cpu"}))
-
-    def probe(self, device: DeviceInfo) -> Availability:
-        if device.type != "cpu":
-            return Availability.no(f"device {device.type} (supported: cpu)")
-        return dense_trial()
-
     def proof(self, device: DeviceInfo) -> Availability:
-        return Availability.yes()
+        return dense_trial()
 
     def attention(
         self, mask: Mask, query: Tensor, key: Tensor, scale: float, *, trained: bool

@@ -19,7 +19,6 @@ from ringspan.contracts import (
     CAUSAL,
     FULL,
     AttentionBackend,
-    Availability,
     DeviceInfo,
     Grads,
     InvalidArgument,
@@ -31,6 +30,8 @@ from ringspan.contracts import (
 from ringspan.contracts.adapters import arguments, cuda
 from ringspan.contracts.masks import Lengths
 from ringspan.testing import AttentionBackendSuite
+from ringspan.testing.stand_ins.on_cpu import OnCpu
+from ringspan.testing.suites.masks import stretches
 from ringspan_sdpa import (
     SdpaCpu,
     SdpaCudnn,
@@ -106,7 +107,7 @@ def window(query: Tensor, key: Tensor, left: int, right: int) -> Tensor | None:
     return (~seen)[None, None].to(arguments.lse_dtype(query.dtype)) * -1e30
 
 
-def stretches(cum_q: Tensor, cum_k: Tensor) -> list[tuple[slice, slice]]:
+def borders(cum_q: Tensor, cum_k: Tensor) -> list[tuple[slice, slice]]:
     rows, keys = ([slice(*ends) for ends in pairwise(x.tolist())] for x in (cum_q, cum_k))
     return list(zip(rows, keys, strict=True))
 
@@ -153,7 +154,7 @@ class CudaOperators(TorchDispatchMode):
             assert (window_size_left, window_size_right) == (-1, -1)
             out = torch.empty_like(query)
             lse = query.new_empty(query.shape[1::-1], dtype=arguments.lse_dtype(query.dtype))
-            for rows, keys in stretches(cum_seq_q, cum_seq_k):
+            for rows, keys in borders(cum_seq_q, cum_seq_k):
                 tile = (x[None, part] for x, part in ((query, rows), (key, keys), (value, keys)))
                 o, row_lse = cpu_forward(*swapped(*tile), causal=is_causal, scale=scale)
                 out[rows], lse[:, rows] = o[0].transpose(0, 1), row_lse[0]
@@ -181,7 +182,7 @@ class CudaOperators(TorchDispatchMode):
             assert max_q >= max(cum_seq_q.diff())
             assert max_k >= max(cum_seq_k.diff())
             grads = [torch.empty_like(x) for x in (query, key, value)]
-            for rows, keys in stretches(cum_seq_q, cum_seq_k):
+            for rows, keys in borders(cum_seq_q, cum_seq_k):
                 at = (rows, rows, keys, keys, rows)
                 given = (grad_out, query, key, value, out)
                 tile = swapped(*(x[None, part] for x, part in zip(given, at, strict=True)))
@@ -330,7 +331,7 @@ def efficient_tiles(
     assert len(query) == len(key) == 1
     assert max(cum_q.diff()) <= max_q <= query.shape[1]
     assert max(cum_k.diff()) <= max_k <= key.shape[1]
-    return stretches(cum_q, cum_k)
+    return borders(cum_q, cum_k)
 
 
 def with_bias_and_triangle(
@@ -450,12 +451,6 @@ def test_bands_are_said_from_the_last_query_and_key(
     compare(FLASH, *tensors(2, rows, keys, 4, 2, 16, 8), band, same=same)
 
 
-def together(*tiles: tuple[int, int]) -> Lengths:
-    rows, keys = zip(*tiles, strict=True)
-    bounds = (torch.tensor([0, *x], dtype=torch.int32).cumsum(0).int() for x in (rows, keys))
-    return Lengths(*bounds, max(rows), max(keys))
-
-
 def block_diagonal(lengths: Lengths, case: MaskCase) -> Mask:
     """The same tiles as one, with intervals."""
     rows, keys = lengths.query_bounds.diff(), lengths.key_bounds.diff()
@@ -483,7 +478,7 @@ def test_tiles_of_many_lengths_are_one_call(
 ) -> None:
     if case is MaskCase.CAUSAL:
         tiles = tuple((rows, rows) for rows, _ in tiles)
-    lengths = together(*tiles)
+    lengths = stretches(tiles, torch.device("cpu"))
     sizes = sum(rows for rows, _ in tiles), sum(keys for _, keys in tiles)
     mask, same = Mask(case, lengths=lengths), block_diagonal(lengths, case)
     compare(backend, *tensors(1, *sizes, *heads, 16, 12), mask, same=same)
@@ -494,9 +489,8 @@ def test_more_tiles_of_many_lengths_than_a_grid_holds_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cuda, "LARGEST_BATCH", 3)
-    mask, (q, k, v, dO) = Mask(MaskCase.FULL, lengths=together(*((2, 2),) * 4)), tensors(
-        1, 8, 8, 2, 2, 8, 8
-    )  # fmt: skip
+    mask = Mask(MaskCase.FULL, lengths=stretches(((2, 2),) * 4, torch.device("cpu")))
+    q, k, v, dO = tensors(1, 8, 8, 2, 2, 8, 8)
     with pytest.raises(InvalidArgument, match="at most 3 tiles of many lengths in one call, got 4"):
         EFFICIENT.forward(q, k, v, mask=mask, scale=1.0)
     with pytest.raises(InvalidArgument, match="at most 3 tiles"):
@@ -772,19 +766,7 @@ def test_kernels_that_use_atomics_refuse_deterministic_problems(backend: Attenti
 def on_a_cpu(kernel: type[AttentionBackend]) -> AttentionBackend:
     """The same provider for CPU tensors, whose operators are the stand-ins."""
 
-    class OnCpu(kernel):
-        capabilities = replace(
-            kernel.capabilities, devices=frozenset({"cpu"}), compute_capabilities=None
-        )
-
-        def probe(self, device: DeviceInfo) -> Availability:
-            if device.type != "cpu":
-                return Availability.no(f"device {device.type} (supported: cpu)")
-            return Availability.yes()
-
-        def proof(self, device: DeviceInfo) -> Availability:
-            return Availability.yes()
-
+    class Answered(OnCpu, kernel):
         def forward(self, *args: Any, **kwargs: Any) -> TileOutput:
             with CudaOperators():
                 return super().forward(*args, **kwargs)
@@ -793,7 +775,7 @@ def on_a_cpu(kernel: type[AttentionBackend]) -> AttentionBackend:
             with CudaOperators():
                 return super().backward(*args, **kwargs)
 
-    return OnCpu()
+    return Answered()
 
 
 class TestSdpaFlashOnAStandIn(AttentionBackendSuite):
