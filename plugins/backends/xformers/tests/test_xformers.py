@@ -18,7 +18,7 @@ from ringspan.contracts import (
     MaskCase,
     Problem,
 )
-from ringspan.testing import AttentionBackendSuite, CudaAdapterSuite, omitted
+from ringspan.testing import AttentionBackendSuite, CudaAdapterSuite
 from ringspan.testing.stand_ins.gpus import pretend_gpu, reason_against, tried_on
 from ringspan.testing.stand_ins.on_cpu import OnCpu
 from ringspan.testing.stand_ins.packages import absent, listed
@@ -59,9 +59,6 @@ class TestXFormersAsAnAdapter(CudaAdapterSuite):
     @pytest.fixture
     def backend(self, xformers: ModuleType) -> AttentionBackend:
         return XFormersOnCpu()
-
-    test_tiles_of_many_lengths_come_in_one_call = omitted("tiles of one length alone")
-    test_more_tiles_of_many_lengths_than_a_grid_takes_are_cut = omitted("tiles of one length alone")
 
 
 @pytest.mark.usefixtures("xformers")

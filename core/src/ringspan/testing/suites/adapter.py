@@ -7,6 +7,7 @@ package is called rightly, and what a probe answers before it calls the kernel.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -18,18 +19,24 @@ from ringspan.testing.accuracy import assert_exact
 from ringspan.testing.stand_ins.gpus import pretend_gpu, reason_against
 from ringspan.testing.suites.base import Suite
 from ringspan.testing.suites.tiles import Operands, Tile
+from ringspan.testing.suites.trial import Trial
+
+if TYPE_CHECKING:
+    from ringspan.testing.pytest_plugin import Verdict
 
 __all__ = ["SMALL", "CudaAdapterSuite", "assert_tile_exact"]
 
 SMALL = Tile(batch=2, kv_heads=2, dtype="bfloat16", query_length=17, key_length=17)
-"""In 16 bits, which is all that many kernels take."""
+"""As many queries as keys."""
+
+CPU = DeviceInfo(type="cpu")
 
 full_and_causal = pytest.mark.parametrize("mask", [MaskCase.FULL, MaskCase.CAUSAL], ids=str)
 
 
 def assert_tile_exact(backend: AttentionBackend, tile: Tile) -> Operands:
     """Fails unless all results of `backend` on a CPU are exact; the tensors that it was given."""
-    operands = tile.operands(DeviceInfo(type="cpu"))
+    operands = tile.operands(CPU)
     assert_exact(operands.results(backend), operands.exact())
     return operands
 
@@ -37,7 +44,7 @@ def assert_tile_exact(backend: AttentionBackend, tile: Tile) -> Operands:
 class CudaAdapterSuite(Suite, published=True):
     """Subclass it and say, in two fixtures, what is tested: on GPUs, and on the stand-in.
 
-    Tests of what the package lacks are to be omitted with that reason.
+    A fixture with parameters, such as several builds of a package, has every test of each.
 
     Example:
         >>> class MineOnCpu(OnCpu, Mine):
@@ -70,29 +77,42 @@ class CudaAdapterSuite(Suite, published=True):
         pretend_gpu(monkeypatch, device)
         return device
 
+    @pytest.fixture
+    def trial(self, backend: AttentionBackend, ringspan_verdict: Verdict) -> Trial:
+        """The stand-in on a CPU."""
+        return Trial(backend, CPU, ringspan_verdict)
+
+    @pytest.fixture
+    def small(self, trial: Trial) -> Tile:
+        """A tile that the adapter serves; 16 bits are all that many kernels take."""
+        wishes = (replace(SMALL, dtype=dtype) for dtype in ("bfloat16", "float16", "float32"))
+        accepted = next((tile for tile in wishes if not trial.reasons(tile)), None)
+        assert accepted, f"it refuses every dtype: {trial.reasons(SMALL)}"
+        return accepted
+
     # What the package is called with
 
     @pytest.mark.parametrize("strides", ["contiguous", "gaps"])
     @pytest.mark.parametrize("group_size", [1, 3])
     @pytest.mark.parametrize("mask", [MaskCase.FULL, MaskCase.CAUSAL, MaskCase.BAND], ids=str)
     def test_every_build_computes_every_mask(
-        self, backend: AttentionBackend, mask: MaskCase, group_size: int, strides: str
+        self, trial: Trial, small: Tile, mask: MaskCase, group_size: int, strides: str
     ) -> None:
         """With heads of their own and shared ones."""
-        tile = replace(SMALL, mask=mask, band=(4, 2), group_size=group_size, strides=strides)
-        assert_tile_exact(backend, tile)
+        tile = replace(small, mask=mask, band=(4, 2), group_size=group_size, strides=strides)
+        trial.exact_or_refused(tile)
 
     @pytest.mark.parametrize("more", [(0, 0), (1, 0), (0, 1), (3, 2), (11, 13), (60, 60)])
     @pytest.mark.parametrize(
         "lengths", [(7, 7), (5, 12), (12, 5), (11, 10), (30, 5), (1, 9), (9, 1)]
     )
     def test_bands_are_exact_with_any_number_of_queries_and_keys(
-        self, backend: AttentionBackend, lengths: tuple[int, int], more: tuple[int, int]
+        self, trial: Trial, small: Tile, lengths: tuple[int, int], more: tuple[int, int]
     ) -> None:
         """Packages disagree on where a window lies, and on which one is none."""
         queries, keys = lengths
-        band = replace(SMALL, mask=MaskCase.BAND, band=more)
-        assert_tile_exact(backend, replace(band, query_length=queries, key_length=keys))
+        band = replace(small, mask=MaskCase.BAND, band=more)
+        trial.exact_or_refused(replace(band, query_length=queries, key_length=keys))
 
     @pytest.mark.parametrize(
         ("mask", "tiles"),
@@ -104,45 +124,53 @@ class CudaAdapterSuite(Suite, published=True):
         ids=str,
     )
     def test_tiles_of_many_lengths_come_in_one_call(
-        self, backend: AttentionBackend, mask: MaskCase, tiles: tuple[tuple[int, int], ...]
+        self, trial: Trial, small: Tile, mask: MaskCase, tiles: tuple[tuple[int, int], ...]
     ) -> None:
         """None sees another's keys."""
-        assert_tile_exact(backend, replace(SMALL, mask=mask, ragged=tiles, group_size=2))
+        trial.exact_or_refused(replace(small, mask=mask, ragged=tiles, group_size=2))
 
     @full_and_causal
     def test_more_tiles_than_a_grid_takes_are_cut(
-        self, backend: AttentionBackend, mask: MaskCase, monkeypatch: pytest.MonkeyPatch
+        self, trial: Trial, small: Tile, mask: MaskCase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Of one length."""
         monkeypatch.setattr(cuda, "LARGEST_BATCH", 2)
-        assert_tile_exact(backend, replace(SMALL, mask=mask, batch=5))
+        trial.exact_or_refused(replace(small, mask=mask, batch=5))
 
     @full_and_causal
     def test_more_tiles_of_many_lengths_than_a_grid_takes_are_cut(
-        self, backend: AttentionBackend, mask: MaskCase, monkeypatch: pytest.MonkeyPatch
+        self, trial: Trial, small: Tile, mask: MaskCase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Between tiles."""
         monkeypatch.setattr(cuda, "LARGEST_BATCH", 2)
         tiles = ((5, 5), (1, 1), (7, 7), (2, 2), (3, 3))
-        assert_tile_exact(backend, replace(SMALL, mask=mask, ragged=tiles, group_size=2))
+        trial.exact_or_refused(replace(small, mask=mask, ragged=tiles, group_size=2))
 
     def test_a_log_sum_exp_with_strides_reaches_the_kernel_contiguous(
-        self, backend: AttentionBackend
+        self, trial: Trial, small: Tile
     ) -> None:
         """Kernels read it by its address."""
-        operands = assert_tile_exact(backend, replace(SMALL, mask=MaskCase.CAUSAL))
-        out, lse = operands.forward(backend)
+        operands = trial.operands(replace(small, mask=MaskCase.CAUSAL))
+        if operands is None:
+            return
+        out, lse = operands.forward(trial.backend)
         turned = lse.permute(2, 1, 0).contiguous().permute(2, 1, 0)
-        expected = operands.backward(backend, out, lse)
-        for x, y in zip(operands.backward(backend, out, turned), expected, strict=True):
+        expected = operands.backward(trial.backend, out, lse)
+        for x, y in zip(operands.backward(trial.backend, out, turned), expected, strict=True):
             assert torch.equal(x, y)
+        trial.verdict.served()
 
-    def test_results_are_in_the_dtypes_of_the_contract(self, backend: AttentionBackend) -> None:
-        """The log-sum-exp in float32, whatever the inputs are; odd widths are filled up."""
-        operands = assert_tile_exact(backend, replace(SMALL, head_dim=20, value_head_dim=33))
-        results = operands.results(backend)
+    def test_odd_widths_are_filled_up_and_results_are_in_the_dtypes_of_the_contract(
+        self, trial: Trial, small: Tile
+    ) -> None:
+        """The log-sum-exp in float32, whatever the inputs are."""
+        operands = trial.operands(replace(small, head_dim=20, value_head_dim=33))
+        if operands is None:
+            return
+        results = operands.results(trial.backend)
+        trial.exact(operands, results)
         assert results["lse"].dtype == torch.float32
-        assert results["out"].dtype == results["grad_query"].dtype == torch.bfloat16
+        assert results["out"].dtype == results["grad_query"].dtype == operands.query.dtype
 
     def test_tensors_that_are_not_on_a_gpu_are_refused(self, adapter: CudaKernel) -> None:
         """The kernel would read memory that is not its own."""
