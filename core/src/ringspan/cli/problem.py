@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from ringspan.contracts.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from ringspan.contracts.pattern import Pattern
-    from ringspan.contracts.tokens import Grid, Tokens
+    from ringspan.contracts.tokens import Coordinates, Grid, Tokens
     from ringspan.engine.explanation import Inputs
     from ringspan.plan.layout import Layout
 
@@ -21,12 +22,18 @@ __all__ = [
     "CausalOption",
     "FoldOption",
     "GridOption",
+    "OrderingsOption",
     "PatternOption",
+    "PointsOption",
     "RatesOption",
     "SegmentsOption",
     "grid_from",
+    "integers_from",
     "layout_from",
+    "names_from",
     "pattern_from",
+    "placed_from",
+    "points_from",
     "print_json",
     "tokens_from",
 ]
@@ -55,6 +62,18 @@ CausalOption = Annotated[
     bool, typer.Option("--causal/--full", help="Whether a token sees earlier ones only.")
 ]
 
+PointsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--points",
+        help="In place of --grid: integer points [N, 2] or [N, 3] as .npy or .csv, or a .npy mask "
+        "[h, w] or [d, h, w] of booleans.",
+    ),
+]
+OrderingsOption = Annotated[
+    str | None, typer.Option("--orderings", help="Names, such as row-major,hilbert.")
+]
+
 
 def pattern_from(
     written: str | None,
@@ -79,10 +98,10 @@ def pattern_from(
         return Dense() if written is None else pattern_written(written)
     if fold and along is None:
         raise InvalidArgument("--fold", expected="--along beside it", got="--fold alone")
-    lengths = _integers("--segments", segments, ",")
+    lengths = integers_from("--segments", segments, ",")
     return Dilated(
         lengths,
-        (1,) * len(lengths) if rates is None else _integers("--rates", rates, ","),
+        (1,) * len(lengths) if rates is None else integers_from("--rates", rates, ","),
         head_offsets="blocked" if blocked else "modulo",
         along=None if along is None else Along(along, fold),
     )
@@ -100,6 +119,54 @@ def tokens_from(n: int | None, grid: str | None) -> Tokens:
     if n is None:
         raise InvalidArgument("--n", expected="a number of tokens, or --grid", got="neither")
     return Sequence(n)
+
+
+def placed_from(grid: str | None, points: Path | None, default: str | None = None) -> Tokens:
+    """Tokens with coordinates: a grid, or the points of a file; one of them, or `default`."""
+    if grid is not None and points is not None:
+        raise InvalidArgument("--points", expected="no --grid beside it", got=f"--grid {grid}")
+    if points is not None:
+        return points_from(points)
+    if grid is None and default is None:
+        raise InvalidArgument("--grid", expected="a grid, or --points", got="neither")
+    return grid_from(str(default if grid is None else grid))
+
+
+def points_from(path: Path) -> Coordinates:
+    """The points in a file: rows of integers, or the cells of a mask that are True."""
+    import numpy as np
+
+    from ringspan.contracts.tokens import Coordinates
+
+    expected = "a .npy or .csv file of integer points, or a .npy mask of booleans"
+    if path.suffix.lower() not in (".npy", ".csv"):
+        raise InvalidArgument("--points", expected=expected, got=str(path))
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, allow_pickle=False)
+        else:
+            array = np.loadtxt(path, delimiter=",", dtype=np.int64, ndmin=2)
+    except OSError as error:
+        raise InvalidArgument(
+            "--points", expected="a file that can be read", got=f"{path}: {error.strerror}"
+        ) from error
+    except ValueError as error:
+        raise InvalidArgument("--points", expected=expected, got=f"{path}: {error}") from error
+    return Coordinates(np.argwhere(array) if array.dtype == np.bool_ else array)
+
+
+def names_from(orderings: str | None) -> tuple[str, ...] | None:
+    """The names of orderings, each once."""
+    if orderings is None:
+        return None
+    names = tuple(name.strip() for name in orderings.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise InvalidArgument(
+            "--orderings",
+            expected="different names with ',' between them, such as row-major,hilbert",
+            got=repr(orderings),
+        )
+    return names
 
 
 def layout_from(
@@ -133,10 +200,11 @@ def grid_from(text: str) -> Grid:
     """`"64x64"` as a `Grid`."""
     from ringspan.contracts.tokens import Grid
 
-    return Grid(*_integers("--grid", text, "x"))
+    return Grid(*integers_from("--grid", text, "x"))
 
 
-def _integers(name: str, text: str, separator: str) -> tuple[int, ...]:
+def integers_from(name: str, text: str, separator: str) -> tuple[int, ...]:
+    """Integers with a separator between them, for the option `name`."""
     try:
         return tuple(int(part) for part in text.split(separator))
     except ValueError:

@@ -12,7 +12,7 @@ from ringspan.catalogue import catalogue
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Tokens
-from ringspan.pictures.sheet import check_drawable, new_figure
+from ringspan.pictures.sheet import check_drawable, named, named_tokens, new_figure
 from ringspan.plan.activity import Seen
 from ringspan.plan.orders import order
 
@@ -159,7 +159,7 @@ def blocks_picture(
     )
     across = 2 if len(found) == 4 else min(len(found), _ACROSS)
     down = -(-len(found) // across)
-    figure = new_figure(max(3.1 * across, 4), 3.35 * down + 0.6)
+    figure = new_figure(max(3.1 * across, 4), 3.35 * down + 0.75)
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     for panel, one in zip(panels, found, strict=False):
         _draw(panel, one, found[0])
@@ -167,12 +167,15 @@ def blocks_picture(
         panel.set_axis_off()
     for number, panel in enumerate(panels[: len(found)]):
         if number + across >= len(found):
-            panel.set_xlabel("block of keys")
+            panel.set_xlabel("block of keys", fontsize=8)
             panel.tick_params(labelbottom=True)
         if number % across == 0:
-            panel.set_ylabel("block of queries")
-    what = f"{pattern}{', causal' if causal else ''}\n{tokens}, blocks of {block_size} tokens"
-    figure.suptitle(title or what, fontsize=10)
+            panel.set_ylabel("block of queries", fontsize=8)
+    what = (
+        f"{named(pattern)}{', causal' if causal else ''}\n"
+        f"{named_tokens(tokens)}, blocks of {block_size} tokens"
+    )
+    figure.suptitle(f"{title or what}\n", fontsize=10)
     return figure
 
 
@@ -185,12 +188,11 @@ def _draw(panel: Axes, one: ActiveBlocks, first: ActiveBlocks) -> None:
         extent=(0, one.blocks, one.blocks, 0),
         interpolation="nearest",
     )
-    pairs = one.blocks**2
-    said = f"{one.count:,} of {pairs:,} active"
-    if one is not first and first.count:
-        said += f", {one.count / first.count:.2f} x"
-    elif one is first:
-        said += f" ({one.count / pairs:.0%})"
+    said = f"{one.count:,} active pairs"
+    if one is first:
+        said += f" of {one.blocks**2:,}"
+    elif first.count:
+        said += f", {one.count / first.count:.3f} of {first.ordering}"
     panel.set_title(f"{one.ordering}\n{said}", fontsize=8.5)
     if one.alike:
         panel.text(

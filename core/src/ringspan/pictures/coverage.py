@@ -12,7 +12,7 @@ from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Tokens
 from ringspan.patterns.along import Along
-from ringspan.pictures.sheet import check_drawable, check_head, new_figure
+from ringspan.pictures.sheet import check_drawable, check_head, named, named_tokens, new_figure
 from ringspan.plan.activity import Seen
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def coverage(
     return found
 
 
-def _taken_along(pattern: Pattern, ordering: str) -> Pattern:
+def _taken_along(pattern: Pattern, ordering: str | None) -> Pattern:
     if not hasattr(pattern, "along"):
         raise InvalidArgument(
             "orderings",
@@ -119,8 +119,11 @@ def _taken_along(pattern: Pattern, ordering: str) -> Pattern:
             got=repr(pattern),
         )
     along = Along.of(pattern.along)
-    changed = Along(ordering) if along is None else replace(along, ordering=ordering)
-    taken: Pattern = replace(pattern, along=changed)  # type: ignore[type-var]
+    if ordering is None or along is None:
+        along = Along.of(ordering)
+    else:
+        along = replace(along, ordering=ordering)
+    taken: Pattern = replace(pattern, along=along)  # type: ignore[type-var]
     return taken
 
 
@@ -178,7 +181,11 @@ def coverage_picture(
         if frame is None or frame == query[0]:
             panel.plot(query[-1], query[-2], "o", mec="white", mfc="tab:red", mew=1.2, markersize=7)
     whose = "" if heads == 1 else f", all {heads} heads" if head is None else f", head {head}"
-    what = f"{pattern}{', causal' if causal else ''}\nthe query at {tuple(query)}{whose}, {tokens}"
+    shown = pattern if orderings is None else _taken_along(pattern, None)
+    what = (
+        f"{named(shown)}{', causal' if causal else ''}\n"
+        f"the query at {tuple(query)}{whose}, {named_tokens(tokens)}"
+    )
     figure.suptitle(title or what, fontsize=9, wrap=True)
     scale.draw_bar(figure, [panel for panel, _, _ in panels])
     return figure
@@ -197,8 +204,8 @@ def _panels(
         across, down = len(frames), len(found)
     height, width = (np.ptp(points[:, -2:], axis=0) + 1).tolist()
     side = 3.4 if across <= _ACROSS else 1.9
-    tall = side * float(np.clip(height / width, 0.4, 2.0))
-    figure = new_figure(max(side * across, 4.2) + 0.9, (tall + 0.4) * down + 0.7)
+    tall = (side - 0.4) * float(np.clip(height / width, 0.4, 2.0))
+    figure = new_figure(max(side * across, 4.2) + 0.9, (tall + 0.45) * down + 0.5)
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     drawn: list[tuple[Axes, Coverage, int | None]] = []
     wanted = [(one, frame) for one in found for frame in frames]
@@ -209,6 +216,7 @@ def _panels(
         else:
             panel.set_title(f"{said if frame == frames[0] else ''}slice {frame}", fontsize=8)
         panel.tick_params(labelsize=7)
+        panel.locator_params(integer=True)
         drawn.append((panel, one, frame))
     for panel in grid[len(wanted) :]:
         panel.set_axis_off()
@@ -268,7 +276,7 @@ class _Scale:
 
         colours = colormaps["plasma_r"]
         if most > _FEW:
-            return cls(colours, Normalize(0, most), None)
+            return cls(ListedColormap(colours(np.linspace(0.12, 1, 256))), Normalize(1, most), None)
         several = max(most, 1)
         listed = ListedColormap(colours(np.linspace(0.12, 0.85, several)))
         norm = BoundaryNorm(np.arange(several + 1) + 0.5, several)

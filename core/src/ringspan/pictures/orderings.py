@@ -9,7 +9,7 @@ import numpy as np
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.tokens import Grid, Tokens
 from ringspan.patterns.along import Along
-from ringspan.pictures.sheet import check_drawable, new_figure
+from ringspan.pictures.sheet import check_drawable, named_tokens, new_figure
 from ringspan.plan.layout import Layout
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _MOST_POINTS = 2**18
 """Of a curve: with more, its turns are smaller than a picture's pixels."""
 _POINTS_ACROSS = 330
 """Of the drawn area, in typographer's points, as line widths are."""
+_SCATTER = 3
 
 
 def ordering_picture(ordering: Along | str, tokens: Tokens, *, title: str = "") -> Figure:
@@ -44,25 +45,26 @@ def ordering_picture(ordering: Along | str, tokens: Tokens, *, title: str = "") 
             "tokens", expected="tokens with coordinates (Grid or Coordinates)", got=repr(tokens)
         )
     path = points[Layout(tokens, ordering=ordering).order]
-    figure = new_figure(6.6, 6)
     space = path.shape[1] == 3
+    height, width = np.ptp(path[:, -2:], axis=0) + 1
+    figure = new_figure(6.8, 6 if space else 1 + 5 * float(np.clip(height / width, 0.3, 1.6)))
     axes = figure.add_subplot(projection="3d" if space else None)
     _draw_path(axes, path, jumps(path, tokens))
     _name_axes(axes, path)
-    figure.suptitle(title or f"{_described(ordering)}\n{tokens}", fontsize=10)
+    figure.suptitle(title or f"{_described(ordering)}\n{named_tokens(tokens)}", fontsize=10)
     return figure
 
 
 def jumps(path: Ints, tokens: Tokens) -> Bools:
     """Which steps of a path, `[N - 1]`, lead to a point that is no neighbour on every axis.
 
-    On a grid, neighbours differ by 1 at most; among points, by no more than most steps do.
+    Neighbours differ by 1 at most; among scattered points, where most steps are longer, by up to
+    `_SCATTER` times as much as the middle one of all steps.
     """
     longest = np.abs(np.diff(path, axis=0)).max(axis=1, initial=0)
-    near = 1.0
-    if not isinstance(tokens, Grid) and len(longest):
-        near = max(near, float(np.median(longest)))
-    far: Bools = longest > near
+    usual = float(np.median(longest)) if len(longest) else 1.0
+    scattered = usual > 1 and not isinstance(tokens, Grid)
+    far: Bools = longest > (_SCATTER * usual if scattered else 1.0)
     return far
 
 
@@ -73,8 +75,9 @@ def _draw_path(axes: Axes, path: Ints, far: Bools) -> None:
     # Axes of a picture run the other way: the last axis of the tokens is its x.
     steps = np.stack([path[:-1], path[1:]], axis=1)[:, :, ::-1]
     place = np.arange(len(steps))
-    cells = max(1, int(np.ptp(path, axis=0).max()) + 1)
-    width = float(np.clip(0.35 * _POINTS_ACROSS / cells, 0.2, 1.8))
+    extent = (np.ptp(path, axis=0) + 1).astype(np.float64)
+    apart = (extent.prod() / len(path)) ** (1 / len(extent))
+    width = float(np.clip(0.35 * _POINTS_ACROSS * apart / extent.max(), 0.5, 1.8))
     for some, thickness, opacity in ((far, 0.5 * width, 0.3), (~far, width, 1.0)):
         if space:
             from mpl_toolkits.mplot3d.art3d import Line3DCollection  # type: ignore[import-untyped]
@@ -107,7 +110,11 @@ def _name_axes(axes: Axes, path: Ints) -> None:
     axes.set_aspect("equal")
     scale = ScalarMappable(Normalize(0, max(1, len(path) - 1)), cmap="viridis")
     axes.figure.colorbar(
-        scale, ax=axes, label="place (from circle to square)", shrink=0.8, pad=0.12 * (len(low) - 2)
+        scale,
+        ax=axes,
+        label="place (from circle to square)",
+        shrink=0.8,
+        pad=0.1 if len(low) == 3 else 0.02,
     )
 
 

@@ -8,12 +8,13 @@ import numpy as np
 
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Tokens
-from ringspan.pictures.sheet import check_drawable, check_head, new_figure
+from ringspan.pictures.sheet import check_drawable, check_head, named, new_figure
 from ringspan.plan.activity import Seen
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
     Ints = npt.NDArray[np.int64]
@@ -80,12 +81,12 @@ def pattern_picture(
     draw_values(
         axes,
         counts / (sizes[:, None] * sizes),
-        "pairs seen, with multiplicity, per pair",
+        "times seen" if pixels == tokens.N else "pairs seen, with multiplicity, per pair",
         extent=(0, tokens.N, tokens.N, 0),
     )
     axes.set_xlabel("key position")
     axes.set_ylabel("query position")
-    what = f"{pattern}{', causal' if causal else ''}, head {head}"
+    what = f"{named(pattern)}{', causal' if causal else ''}, head {head}"
     figure.suptitle(title or what, wrap=True, fontsize=9)
     return figure
 
@@ -102,23 +103,27 @@ def draw_values(
         axes.imshow(shown, **drawn)
         return
     if len(levels) > _FEW:
-        image = axes.imshow(shown, cmap="viridis_r", norm=_norm(levels), **drawn)
+        image = axes.imshow(shown, cmap=_colours(256), norm=_norm(levels), **drawn)
         figure.colorbar(image, ax=axes, label=label, shrink=0.8)
         return
-    from matplotlib import colormaps
-    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.colors import BoundaryNorm
 
     number = np.ma.masked_array(np.searchsorted(levels, values), mask=shown.mask)
-    colours = colormaps["viridis_r"](np.linspace(0.15, 0.85, len(levels)))
+    borders = np.arange(len(levels) + 1) - 0.5
     image = axes.imshow(
-        number,
-        cmap=ListedColormap(colours),
-        norm=BoundaryNorm(np.arange(len(levels) + 1) - 0.5, len(levels)),
-        **drawn,
+        number, cmap=_colours(len(levels)), norm=BoundaryNorm(borders, len(levels)), **drawn
     )
     bar = figure.colorbar(image, ax=axes, label=label, shrink=0.12 * len(levels))
     bar.set_ticks(list(range(len(levels))), labels=[f"{level:.3g}" for level in levels])
     bar.ax.tick_params(length=0)
+
+
+def _colours(count: int) -> ListedColormap:
+    """From light, but not so light as to be lost on white, to dark."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(colormaps["viridis_r"](np.linspace(0.12, 0.9, count)))
 
 
 def _norm(levels: Floats) -> Any:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringspan.contracts.errors import InvalidArgument
+from ringspan.contracts.tokens import Grid, Tokens
+from ringspan.patterns.along import Along
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ringspan.contracts.tokens import Tokens
+    from ringspan.contracts.pattern import Pattern
 
-__all__ = ["check_drawable", "check_head", "check_out", "new_figure", "png", "save"]
+__all__ = [
+    "check_drawable",
+    "check_head",
+    "check_out",
+    "named",
+    "named_tokens",
+    "new_figure",
+    "png",
+    "save",
+]
 
 SUFFIXES = (".png", ".svg")
 
@@ -32,6 +44,32 @@ def check_head(head: int, heads: int, counted: str) -> None:
         raise InvalidArgument(counted, expected="an integer >= 1", got=str(heads))
     if not 0 <= head < heads:
         raise InvalidArgument("head", expected=f"0 .. {heads - 1}", got=str(head))
+
+
+def named(pattern: Pattern) -> str:
+    """A pattern as one would write it, without what is so by default.
+
+    Example:
+        >>> from ringspan import Neighborhood
+        >>> named(Neighborhood(7, edges="shift"))
+        "Neighborhood(window=7, edges='shift')"
+    """
+    if not dataclasses.is_dataclass(pattern):
+        return repr(pattern)
+    said = []
+    for field in dataclasses.fields(pattern):
+        value = getattr(pattern, field.name)
+        if value != field.default:
+            plain = isinstance(value, Along) and value.plain
+            said.append(f"{field.name}={value.ordering if plain else value!r}")
+    return f"{type(pattern).__name__}({', '.join(said)})"
+
+
+def named_tokens(tokens: Tokens) -> str:
+    """What the tokens are, in few words."""
+    if isinstance(tokens, Grid):
+        return f"{' x '.join(map(str, tokens.shape))} tokens"
+    return f"{tokens.N:,} tokens" if tokens.coordinates is None else f"{tokens.N:,} points"
 
 
 def new_figure(width: float, height: float) -> Figure:
