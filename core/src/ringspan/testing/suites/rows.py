@@ -132,10 +132,11 @@ def place(
 
 
 def listed(selection: Selection) -> Tensor:
-    """int64 `[T, K, L]`: each row by its number, from the definition of rows."""
+    """int64 `[T, K, L]`: each row by its number, from the definition of rows; heads may share."""
     rows = selection.rows
     if isinstance(rows, Indexed):
-        return torch.from_numpy(np.array(rows.rows))
+        table = torch.from_numpy(np.array(rows.rows))
+        return table.expand(selection.tiles, len(selection.heads), selection.length)
     tile = torch.arange(selection.tiles)[:, None, None]
     head = torch.arange(len(selection.heads))[:, None]
     row = torch.arange(selection.length)
