@@ -63,8 +63,10 @@ def captured(
         for sigma in sigmas:
             if square <= (REACH * sigma) ** 2:
                 mass = np.exp(-square / (2 * sigma**2))
-                total[sigma][query] += mass
-                kept[sigma][query] += mass * share
+                # In cliques, whoever sees is seen.
+                for token in (query, key) if square else (query,):
+                    total[sigma][token] += mass
+                    kept[sigma][token] += mass * share
     return {sigma: float((kept[sigma] / total[sigma]).mean()) for sigma in sigmas}
 
 
@@ -97,14 +99,14 @@ class Seen:
 
 
 def neighbours(points: Ints, radius: float) -> Iterator[tuple[int, Ints, Ints]]:
-    """All pairs of tokens within `radius`: squared distance, queries, keys."""
+    """All pairs of tokens within `radius`, each once: squared distance, and two tokens' numbers."""
     reach = np.minimum(int(radius), np.ptp(points, axis=0))
     cells = points - points.min(axis=0) + reach
     number = np.full(cells.max(axis=0) + reach + 1, -1)
     number[tuple(cells.T)] = np.arange(len(points))
     for offset in itertools.product(*(range(-size, size + 1) for size in reach.tolist())):
         square = sum(step**2 for step in offset)
-        if square <= radius**2:
+        if square <= radius**2 and offset >= (0,) * len(offset):
             found = number[tuple((cells + offset).T)]
             query = np.flatnonzero(found >= 0)
             yield square, query, found[query]

@@ -45,7 +45,8 @@ def _rows(sizes: tuple[int, ...]) -> Table:
             received = rows_received(rs.Layout(PLANE, ranks, name))
             shown = name or "contiguous"
             rows.append((f"{shown}, {ranks} ranks", sum(received), max(received)))
-    title = f"Key/value rows per head that a rank receives, `{NEIGHBOURS}` on 128 x 128"
+    what = f"`Neighborhood({NEIGHBOURS.window})` on 128 x 128"
+    title = f"Key/value rows per head that a rank receives, {what}"
     return Table.of("rows", title, ("stored", "all ranks", "busiest rank"), rows)
 
 
