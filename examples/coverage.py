@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import ringspan as rs
 import torch
+from ringspan.testing.multiplicity import head_offset
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from ringspan.contracts.tokens import Tokens
     from torch import Tensor
 
-__all__ = ["Rows", "View", "captured", "captured_by_band", "places", "sampled"]
+__all__ = ["Rows", "captured", "captured_by_band", "heads_that_show", "places", "sampled", "shown"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,32 +29,6 @@ class Rows:
     """Positions."""
     mass: Float[Tensor, "Q N"]
     """Each row's sum is 1."""
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """A dilated pattern along an ordering, as its heads see it."""
-
-    pattern: rs.Dilated
-    """With `head_offsets="modulo"`."""
-    place: Int[Tensor, " N"]
-    """Where each token stands along the ordering that the pattern is taken along."""
-    heads: int
-
-    def __post_init__(self) -> None:
-        assert self.pattern.head_offsets == "modulo"
-
-    def shown(self, queries: Int[Tensor, " Q"], head: int) -> Bool[Tensor, "Q N"]:
-        """Which keys the `queries` of `head` see in at least one branch."""
-        place = self.place
-        seen = torch.zeros(len(queries), len(place), dtype=torch.bool)
-        branches = zip(self.pattern.segment_lengths, self.pattern.dilation_rates, strict=True)
-        for length, rate in branches:
-            kept = place % length % rate == head % rate
-            keys = torch.where(kept, place // length, -1)
-            own = torch.where(kept[queries], place[queries] // length, -2)
-            seen |= own[:, None] == keys[None]
-        return seen
 
 
 def places(tokens: Tokens, ordering: str) -> Int[Tensor, " N"]:
@@ -67,20 +42,58 @@ def sampled(N: int, count: int) -> Int[Tensor, " Q"]:
     return torch.randperm(N, generator=torch.Generator().manual_seed(0))[:count]
 
 
-def captured(rows: Rows, view: View) -> float:
-    """The share of attention mass that lies on keys shown, the mean over queries and heads."""
-    heads = range(view.heads)
-    found = sum(float(rows.mass[view.shown(rows.queries, head)].sum()) for head in heads)
-    return found / (view.heads * len(rows.queries))
+def shown(
+    pattern: rs.Dilated,
+    place: Int[Tensor, " N"],
+    queries: Int[Tensor, " Q"],
+    head: int,
+    heads: int,
+) -> Bool[Tensor, "Q N"]:
+    """Which keys the `queries` of a head see in at least one branch.
+
+    Args:
+        pattern: with offsets by one rule for all heads; its own `along` is not looked at.
+        place: where each token stands along the ordering that the pattern is taken along.
+        queries: positions.
+        head: one of `heads`, each with keys and values of its own.
+        heads: how many there are.
+    """
+    assert isinstance(pattern.head_offsets, str)
+    seen = torch.zeros(len(queries), len(place), dtype=torch.bool)
+    for length, rate in zip(pattern.segment_lengths, pattern.dilation_rates, strict=True):
+        offset = head_offset(pattern.head_offsets, head, heads, heads, rate)
+        kept = place % length % rate == offset
+        keys = torch.where(kept, place // length, -1)
+        own = torch.where(kept[queries], place[queries] // length, -2)
+        seen |= own[:, None] == keys[None]
+    return seen
+
+
+def heads_that_show(
+    pattern: rs.Dilated, place: Int[Tensor, " N"], queries: Int[Tensor, " Q"], heads: int
+) -> Float[Tensor, "Q N"]:
+    """The share of heads in which each key is shown to each query; arguments as for `shown`."""
+    share = torch.zeros(len(queries), len(place))
+    for head in range(heads):
+        share += shown(pattern, place, queries, head, heads)
+    return share / heads
+
+
+def captured(rows: Rows, share: Float[Tensor, "Q N"]) -> float:
+    """How much of the attention mass lies on keys shown, the mean over queries and heads.
+
+    Args:
+        rows: of the attention map.
+        share: of heads that show each key, as `heads_that_show` gives it.
+    """
+    return float((rows.mass * share).sum(-1).mean())
 
 
 def captured_by_band(
-    rows: Rows, view: View, band: Int[Tensor, "Q N"], bands: int
+    rows: Rows, share: Float[Tensor, "Q N"], band: Int[Tensor, "Q N"], bands: int
 ) -> Float[Tensor, " bands"]:
     """The same for the keys of each band alone: of the mass that lies there, the share shown."""
     total, found = torch.zeros(2, bands, dtype=rows.mass.dtype)
     total.index_add_(0, band.flatten(), rows.mass.flatten())
-    for head in range(view.heads):
-        seen = view.shown(rows.queries, head)
-        found.index_add_(0, band[seen], rows.mass[seen])
-    return found / (view.heads * total)
+    found.index_add_(0, band.flatten(), (rows.mass * share).flatten())
+    return found / total

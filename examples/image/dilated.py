@@ -8,7 +8,7 @@ import ringspan as rs
 import torch
 
 from examples.bundled import photograph
-from examples.coverage import View, captured, captured_by_band, places, sampled
+from examples.coverage import captured, captured_by_band, heads_that_show, places, sampled
 from examples.image.features import features, patches
 from examples.image.problem import ORDERINGS, Inputs, Problem, pass_over
 from examples.image.similarity import BANDS, attention_map, bands
@@ -26,9 +26,11 @@ __all__ = [
     "mass_captured_by_band",
     "operations",
     "rows_of",
+    "share_of",
     "times",
-    "view",
 ]
+
+WAYS = ("as given", "stored", "renumbered")
 
 
 def operations(problem: Problem, ordering: str) -> int:
@@ -37,34 +39,33 @@ def operations(problem: Problem, ordering: str) -> int:
     return rs.explain(inputs, pattern=problem.dilated(ordering), tokens=problem.grid).flops
 
 
-def view(problem: Problem, ordering: str) -> View:
-    """The pattern along an ordering, as its heads see it."""
-    return View(problem.dilated(), places(problem.grid, ordering), problem.heads)
+def share_of(problem: Problem, ordering: str, queries: Int[Tensor, " Q"]) -> Float[Tensor, "Q N"]:
+    """The share of heads in which each key is shown, along an ordering."""
+    place = places(problem.grid, ordering)
+    return heads_that_show(problem.dilated(), place, queries, problem.heads)
 
 
-def rows_of(
-    problem: Problem, name: str, scale: float, queries: Int[Tensor, " Q"] | None = None
-) -> Rows:
-    """Rows of a photograph's attention map, by default some from everywhere."""
+def rows_of(problem: Problem, name: str, scale: float, queries: Int[Tensor, " Q"]) -> Rows:
+    """Rows of a photograph's attention map."""
     found = features(patches(photograph(name), problem.size))
-    some = sampled(problem.grid.N, problem.queries) if queries is None else queries
-    return attention_map(found, some, scale)
+    return attention_map(found, queries, scale)
 
 
 def mass_captured(problem: Problem) -> dict[tuple[str, float], dict[str, float]]:
     """For each photograph and scale, the share of the map's mass that each ordering captures."""
-    views = {ordering: view(problem, ordering) for ordering in ORDERINGS}
+    queries = sampled(problem.grid.N, problem.queries)
+    shares = {ordering: share_of(problem, ordering, queries) for ordering in ORDERINGS}
     found = {}
     for name in problem.photographs:
         for scale in problem.scales:
-            rows = rows_of(problem, name, scale)
-            found[name, scale] = {key: captured(rows, each) for key, each in views.items()}
+            rows = rows_of(problem, name, scale, queries)
+            found[name, scale] = {key: captured(rows, share) for key, share in shares.items()}
     return found
 
 
 def bands_of_mass(problem: Problem) -> Float[Tensor, " bands"]:
     """Of the first photograph's map, the share of the mass at each distance."""
-    rows = rows_of(problem, problem.photographs[0], problem.scale)
+    rows = _rows(problem)
     shares = torch.zeros(len(BANDS), dtype=rows.mass.dtype)
     shares.index_add_(0, bands(problem.grid, rows.queries).flatten(), rows.mass.flatten())
     return shares / len(rows.queries)
@@ -72,12 +73,19 @@ def bands_of_mass(problem: Problem) -> Float[Tensor, " bands"]:
 
 def mass_captured_by_band(problem: Problem) -> dict[str, Float[Tensor, " bands"]]:
     """Of the mass at each distance, the share that each ordering captures."""
-    rows = rows_of(problem, problem.photographs[0], problem.scale)
+    rows = _rows(problem)
     band = bands(problem.grid, rows.queries)
     return {
-        ordering: captured_by_band(rows, view(problem, ordering), band, len(BANDS))
+        ordering: captured_by_band(
+            rows, share_of(problem, ordering, rows.queries), band, len(BANDS)
+        )
         for ordering in ORDERINGS
     }
+
+
+def _rows(problem: Problem) -> Rows:
+    queries = sampled(problem.grid.N, problem.queries)
+    return rows_of(problem, problem.photographs[0], problem.scale, queries)
 
 
 def times(problem: Problem) -> dict[str, dict[str, float]]:
@@ -95,7 +103,4 @@ def times(problem: Problem) -> dict[str, dict[str, float]]:
         runs["stored", ordering] = pass_over(stored, pattern=along, layout=layout)
         runs["renumbered", ordering] = pass_over(stored, pattern=problem.dilated())
     found = medians(runs, problem.rounds)
-    return {
-        way: {ordering: found[way, ordering] for ordering in ORDERINGS}
-        for way in ("as given", "stored", "renumbered")
-    }
+    return {way: {ordering: found[way, ordering] for ordering in ORDERINGS} for way in WAYS}

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from examples.bundled import photograph
-from examples.image.dilated import rows_of, view
+from examples.image.dilated import rows_of, share_of
 from examples.image.features import PATCH, patches
 from examples.image.problem import ORDERINGS, Problem
 
@@ -21,7 +21,7 @@ def draw(problem: Problem, folder: Path) -> list[Path]:
 
 
 def _coverage(problem: Problem, path: Path) -> Path:
-    """The photograph, a row of its attention map, and how many heads see what for that query."""
+    """The photograph, a row of its attention map, and how large a share of heads sees what."""
     side, name = problem.size, problem.photographs[0]
     # A little off the middle, where all curves cross the border of their largest segments.
     query = torch.tensor([side * (side // 2 - side // 8) + side // 2 - side // 8])
@@ -31,10 +31,9 @@ def _coverage(problem: Problem, path: Path) -> Path:
     axes[0].imshow(pixels.unflatten(0, (side, side)).clip(0, 1))
     axes[0].set_title(f"{name}, {side} x {side} patches")
     for panel, ordering in zip(axes[1:], ORDERINGS, strict=False):
-        seen = view(problem, ordering)
-        heads = sum(seen.shown(query, head)[0].long() for head in range(problem.heads))
-        panel.imshow(heads.unflatten(0, (side, side)), vmin=0, vmax=problem.heads)
-        panel.set_title(f"heads that see it: {ordering}")
+        share = share_of(problem, ordering, query)[0]
+        panel.imshow(share.unflatten(0, (side, side)), vmin=0, vmax=1)
+        panel.set_title(f"share of heads that see it: {ordering}")
     mass = rows_of(problem, name, problem.scale, query).mass[0]
     axes[7].imshow(mass.unflatten(0, (side, side)).log10())
     axes[7].set_title("attention map of the query, log")

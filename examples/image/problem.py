@@ -36,6 +36,7 @@ class Problem:
     queries: int = 256
     """Rows of each attention map."""
     windows: tuple[int, ...] = (13, 25)
+    """Of neighbourhoods; the first is also run."""
     heads: int = 8
     head_dim: int = 16
     rounds: int = 3
@@ -51,6 +52,11 @@ class Problem:
     def grid(self) -> rs.Grid:
         """The tokens."""
         return rs.Grid(self.size, self.size)
+
+    @property
+    def window(self) -> int:
+        """The one that is run."""
+        return self.windows[0]
 
     @property
     def scale(self) -> float:
@@ -69,6 +75,10 @@ class Inputs:
     q: Float[Tensor, "1 N H D"]
     k: Float[Tensor, "1 N H D"]
     v: Float[Tensor, "1 N H D"]
+
+    def heads(self, count: int) -> Inputs:
+        """The first heads of these."""
+        return Inputs(*(x[:, :, :count] for x in (self.q, self.k, self.v)))
 
     @staticmethod
     def of(problem: Problem) -> Inputs:
