@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from ringspan import Grid, Neighborhood
+from ringspan import Grid, Neighborhood, pictures
+from ringspan.cli.app import app
 from ringspan.plan.activity import Seen
 from ringspan.plan.orders import order
+from typer.testing import CliRunner
 
 BLOCK = 64
 
@@ -34,3 +38,33 @@ def test_squares_of_tokens_see_a_third_to_a_half_of_the_blocks_that_rows_see(
         "morton": by_squares,
         "hilbert": by_squares,
     }
+
+
+def test_the_picture_of_blocks_counts_as_the_plan_does() -> None:
+    tokens, names = Grid(40, 64), ("row-major", "snake", "tiles", "morton", "hilbert")
+    seen = Seen.of(Neighborhood(7), tokens, causal=True)
+    found = pictures.active_blocks(Neighborhood(7), tokens, orderings=names, causal=True)
+    assert {one.ordering: one.count for one in found} == {
+        name: active(seen, name, tokens) for name in names
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ordering", "hilbert", "--grid", "40x64", "--axes", "1,0", "--chunk", "512"],
+        ["ordering", "morton", "--points", "disc.npy"],
+        ["ordering", "hilbert", "--grid", "4x6x8"],
+        ["blocks", "--grid", "32x32", "--pattern", "Neighborhood(5)"],
+        ["coverage", "--points", "disc.npy", "--query", "12,12", "--pattern",
+         "Dilated((64, 256), (1, 2), along='hilbert')", "--orderings", "row-major,hilbert"],
+    ],
+)  # fmt: skip
+def test_plot_draws_orderings_and_what_they_do(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("disc.npy", np.hypot(*(np.indices((24, 24)) - 12)) < 11)
+    result = CliRunner().invoke(app, ["plot", *arguments, "--out", "out.png"])
+    assert result.exit_code == 0, result.stderr
+    assert Path("out.png").read_bytes().startswith(b"\x89PNG")

@@ -150,8 +150,10 @@ def points_from(path: Path) -> Coordinates:
         raise InvalidArgument(
             "--points", expected="a file that can be read", got=f"{path}: {error.strerror}"
         ) from error
-    except ValueError as error:
-        raise InvalidArgument("--points", expected=expected, got=f"{path}: {error}") from error
+    except (EOFError, ValueError) as error:
+        raise InvalidArgument(
+            "--points", expected=expected, got=f"{path}, which is none"
+        ) from error
     return Coordinates(np.argwhere(array) if array.dtype == np.bool_ else array)
 
 

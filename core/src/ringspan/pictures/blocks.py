@@ -12,7 +12,7 @@ from ringspan.catalogue import catalogue
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Tokens
-from ringspan.pictures.sheet import check_drawable, named, named_tokens, new_figure
+from ringspan.pictures.sheet import check_drawable, check_orderings, named, named_tokens, new_figure
 from ringspan.plan.activity import Seen
 from ringspan.plan.orders import order
 
@@ -50,8 +50,12 @@ class ActiveBlocks:
 
 
 def serving(tokens: Tokens) -> dict[str, Ints]:
-    """The installed orderings that serve the tokens, with the position at each place."""
-    found = {}
+    """The order of positions, and the installed orderings that serve the tokens.
+
+    Each is given as the position at each place, by its name.
+    """
+    # Also where the plugin that offers an ordering of this name is absent.
+    found: dict[str, Ints] = {"identity": np.arange(tokens.N)}
     for name in catalogue().names("ordering"):
         try:
             found[name] = order(name, tokens)
@@ -97,6 +101,7 @@ def active_blocks(
         orders = serving(tokens)
         groups = list(_alike(orders))
     else:
+        check_orderings(orderings)
         orders = {name: order(name, tokens) for name in orderings}
         groups = [(name,) for name in orders]
     seen = Seen.of(pattern, tokens, heads=heads, causal=causal)

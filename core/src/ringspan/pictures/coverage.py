@@ -12,7 +12,14 @@ from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Tokens
 from ringspan.patterns.along import Along
-from ringspan.pictures.sheet import check_drawable, check_head, named, named_tokens, new_figure
+from ringspan.pictures.sheet import (
+    check_drawable,
+    check_head,
+    check_orderings,
+    named,
+    named_tokens,
+    new_figure,
+)
 from ringspan.plan.activity import Seen
 
 if TYPE_CHECKING:
@@ -101,6 +108,7 @@ def coverage(
         along = Along.of(getattr(pattern, "along", None))
         variants = [("" if along is None else f"along {along.ordering}", pattern)]
     else:
+        check_orderings(orderings)
         variants = [(f"along {name}", _taken_along(pattern, name)) for name in orderings]
     asked = range(heads) if head is None else [head]
     found = []

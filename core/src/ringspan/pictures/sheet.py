@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_drawable",
     "check_head",
+    "check_orderings",
     "check_out",
     "named",
     "named_tokens",
@@ -44,6 +46,14 @@ def check_head(head: int, heads: int, counted: str) -> None:
         raise InvalidArgument(counted, expected="an integer >= 1", got=str(heads))
     if not 0 <= head < heads:
         raise InvalidArgument("head", expected=f"0 .. {heads - 1}", got=str(head))
+
+
+def check_orderings(names: Sequence[str]) -> None:
+    """Raises `InvalidArgument` unless there are names, each once."""
+    if not names or len(set(names)) < len(names):
+        raise InvalidArgument(
+            "orderings", expected="one or more different names, or None", got=repr(names)
+        )
 
 
 def named(pattern: Pattern) -> str:
