@@ -1,11 +1,11 @@
-"""Both curves pass the standard tests of an ordering."""
+"""All curves pass the standard tests of an ordering."""
 
 from __future__ import annotations
 
 import pytest
 from ringspan.contracts import Ordering
 from ringspan.testing import GeometricOrderingSuite
-from ringspan_hilbert import Hilbert, Morton
+from ringspan_hilbert import Gilbert, Hilbert, Morton
 
 
 class TestHilbert(GeometricOrderingSuite):
@@ -18,3 +18,9 @@ class TestMorton(GeometricOrderingSuite):
     @pytest.fixture
     def ordering(self) -> Ordering:
         return Morton()
+
+
+class TestGilbert(GeometricOrderingSuite):
+    @pytest.fixture
+    def ordering(self) -> Ordering:
+        return Gilbert()

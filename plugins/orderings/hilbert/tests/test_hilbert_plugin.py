@@ -20,9 +20,9 @@ def test_the_entry_point_leads_to_the_plugin() -> None:
     assert found.load() is ringspan_hilbert
 
 
-def test_it_offers_hilbert_and_morton() -> None:
+def test_it_offers_hilbert_morton_and_gilbert() -> None:
     offered = ringspan_hilbert.ringspan_orderings()
-    assert [ordering.name for ordering in offered] == ["hilbert", "morton"]
+    assert [ordering.name for ordering in offered] == ["hilbert", "morton", "gilbert"]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])

@@ -1,14 +1,14 @@
-"""The power-of-two box around the tokens, in which a curve runs."""
+"""The box around the tokens, in which a curve runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from ringspan.contracts import Tokens, axes_of
 
 if TYPE_CHECKING:
-    import torch
     from jaxtyping import Int
     from torch import Tensor
 
@@ -17,14 +17,15 @@ __all__ = ["Box"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
-    """Points in a box of side `2**bits` with a corner at the origin.
+    """Points in a box with a corner at the origin.
 
-    `axes` holds the points' coordinates, int64 `[N]` per axis. Axes along which all points
-    agree are left out, so that a plane in space is ordered like the plane it is.
+    `axes` holds the points' coordinates, int32 `[N]` per axis, and `sizes` how many cells the
+    box is wide along each. Axes along which all points agree are left out, so that a plane in
+    space is ordered like the plane it is.
     """
 
     axes: tuple[Int[Tensor, " N"], ...]
-    bits: int
+    sizes: tuple[int, ...]
 
     @classmethod
     def around(cls, tokens: Tokens, *, ordering: str, device: torch.device | str) -> Box:
@@ -33,9 +34,18 @@ class Box:
         Raises:
             InvalidArgument: `tokens` is a plain `Sequence`, which has no coordinates.
         """
-        axes = axes_of(tokens, ordering=ordering, device=device)
+        axes = [x.to(torch.int32) for x in axes_of(tokens, ordering=ordering, device=device)]
         if tokens.N == 0:
-            return cls(axes[:1], bits=0)
-        sizes = [int(axis.max()) for axis in axes]
-        varying = [axis for axis, size in zip(axes, sizes, strict=True) if size > 0] or axes[:1]
-        return cls(tuple(varying), bits=max(sizes).bit_length())
+            return cls(tuple(axes[:1]), (1,))
+        sizes = [int(axis.max()) + 1 for axis in axes]
+        varying = [i for i, size in enumerate(sizes) if size > 1] or [0]
+        return cls(tuple(axes[i] for i in varying), tuple(sizes[i] for i in varying))
+
+    @property
+    def bits(self) -> int:
+        """The box fits into one of side `2**bits`."""
+        return (max(self.sizes) - 1).bit_length()
+
+    def of(self, indices: Int[Tensor, " n"]) -> Box:
+        """Only these points, in the same box."""
+        return Box(tuple(axis[indices] for axis in self.axes), self.sizes)

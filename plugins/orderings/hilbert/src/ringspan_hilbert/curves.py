@@ -8,29 +8,34 @@ from typing import TYPE_CHECKING, ClassVar
 from ringspan.contracts import Availability, DeviceInfo, Ordering, Permutation, Tokens
 
 from ringspan_hilbert.box import Box
-from ringspan_hilbert.interleave import sort_by_interleaved_bits
+from ringspan_hilbert.chunks import in_chunks
+from ringspan_hilbert.gilbert import gilbert_word, parts
+from ringspan_hilbert.interleave import bits_of_word, interleave
 from ringspan_hilbert.skilling import hilbert_transpose
+from ringspan_hilbert.sorting import sort_by_words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
     from jaxtyping import Int
     from torch import Tensor
 
-__all__ = ["Curve", "Hilbert", "Morton"]
+__all__ = ["Curve", "Gilbert", "Hilbert", "Morton"]
 
 
 class Curve(Ordering):
-    """Orders tokens by their index along a curve through the power-of-two box around them.
+    """Orders tokens by their index along a curve through the box around them.
 
     Serves any `Grid` and any `Coordinates`; tokens at the same point keep their order. On a
-    box that the tokens fill, every aligned block of side `2**j` occupies consecutive places.
+    power-of-two box that the tokens fill, every aligned block of side `2**j` occupies
+    consecutive places.
     """
 
     @abstractmethod
-    def transpose(self, axes: Sequence[Int[Tensor, " N"]], bits: int) -> Sequence[Tensor]:
-        """Numbers, one int64 `[N]` per axis, whose interleaved bits are the curve's indices."""
+    def keys(self, box: Box, word: int) -> Int[Tensor, " N"]:
+        """One int64 word, never negative, of each point's index along the curve.
+
+        Word 0 is the most significant.
+        """
 
     def probe(self, device: DeviceInfo) -> Availability:
         """Usable everywhere: integer arithmetic and a sort."""
@@ -50,12 +55,11 @@ class Curve(Ordering):
             InvalidArgument: `tokens` is a plain `Sequence`.
         """
         box = Box.around(tokens, ordering=self.name, device=device)
-        digits = self.transpose(box.axes, box.bits)
-        return Permutation.from_tokens(sort_by_interleaved_bits(digits, box.bits))
+        return Permutation.from_tokens(sort_by_words(box, self.keys))
 
 
 class Hilbert(Curve):
-    """The Hilbert curve: consecutive places of a full box are always neighbours.
+    """The Hilbert curve: consecutive places of a full power-of-two box are always neighbours.
 
     Example:
         >>> from ringspan.contracts import Grid
@@ -65,9 +69,16 @@ class Hilbert(Curve):
 
     name: ClassVar[str] = "hilbert"
 
-    def transpose(self, axes: Sequence[Int[Tensor, " N"]], bits: int) -> Sequence[Tensor]:
-        """Skilling's transposed index."""
-        return hilbert_transpose(axes, bits)
+    def keys(self, box: Box, word: int) -> Int[Tensor, " N"]:
+        """Skilling's transposed index, interleaved."""
+        low, high = bits_of_word(word, box.bits, len(box.axes))
+        kept = (1 << (high - low)) - 1
+        return in_chunks(
+            lambda axes: interleave(
+                [x & kept for x in hilbert_transpose([x >> low for x in axes], box.bits - low)]
+            ),
+            box.axes,
+        )
 
 
 class Morton(Curve):
@@ -81,6 +92,28 @@ class Morton(Curve):
 
     name: ClassVar[str] = "morton"
 
-    def transpose(self, axes: Sequence[Int[Tensor, " N"]], bits: int) -> Sequence[Tensor]:
-        """The coordinates as they are."""
-        return axes
+    def keys(self, box: Box, word: int) -> Int[Tensor, " N"]:
+        """The coordinates as they are, interleaved."""
+        low, high = bits_of_word(word, box.bits, len(box.axes))
+        kept = (1 << (high - low)) - 1
+        return in_chunks(lambda axes: interleave([(x >> low) & kept for x in axes]), box.axes)
+
+
+class Gilbert(Curve):
+    """A Hilbert-like curve through a box of any size, which need not be a power of two.
+
+    Consecutive places of a full box are always neighbours, at least across a corner. It runs
+    along the first axis as a whole. See `ringspan_hilbert.splitting`.
+
+    Example:
+        >>> from ringspan.contracts import Grid
+        >>> Gilbert().places(Grid(2, 3)).tokens.tolist()
+        [0, 1, 2, 5, 4, 3]
+    """
+
+    name: ClassVar[str] = "gilbert"
+
+    def keys(self, box: Box, word: int) -> Int[Tensor, " N"]:
+        """The numbers of the parts in which the point lies, from the largest down."""
+        of_box = parts(box.sizes).to(box.axes[0].device)
+        return in_chunks(lambda axes: gilbert_word(axes, of_box, word), box.axes)

@@ -12,40 +12,55 @@ if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
-__all__ = ["interleave", "sort_by_interleaved_bits"]
+__all__ = ["WORD", "bits_of_word", "interleave"]
 
-_WORD = 63
+WORD = 63
 """Bits of an int64 key without its sign."""
 
 
-def interleave(axes: Sequence[Int[Tensor, " N"]], low: int, high: int) -> Int[Tensor, " N"]:
-    """The bits `low .. high - 1` of all axes as one number; of equal bits, the first axis leads.
+def bits_of_word(word: int, bits: int, axes: int) -> tuple[int, int]:
+    """The lowest bit of each axis that a word of the key holds, and one above the highest.
 
-    Args:
-        axes: int64 `[N]` each, not negative; at most 63 bits together.
-        low: lowest bit that takes part.
-        high: one above the highest bit that takes part.
+    Word 0 is the most significant.
 
     Example:
-        >>> interleave([torch.tensor([0b10]), torch.tensor([0b11])], 0, 2).item() == 0b1101
+        >>> bits_of_word(0, 31, 3), bits_of_word(1, 31, 3)
+        ((10, 31), (0, 10))
+    """
+    per_word = WORD // axes
+    high = max(bits - word * per_word, 0)
+    return max(high - per_word, 0), high
+
+
+def interleave(axes: Sequence[Int[Tensor, " N"]]) -> Int[Tensor, " N"]:
+    """The bits of all axes as one int64 number; of equal bits, the first axis leads.
+
+    Args:
+        axes: integers `[N]` each, not negative, of at most 63 bits together.
+
+    Example:
+        >>> interleave([torch.tensor([0b10]), torch.tensor([0b11])]).item() == 0b1101
         True
     """
-    key = torch.zeros_like(axes[0])
-    for bit in reversed(range(low, high)):
-        for axis in axes:
-            key.bitwise_left_shift_(1).bitwise_or_(axis.bitwise_right_shift(bit).bitwise_and_(1))
+    key, *others = (_spread(axis.to(torch.int64), len(axes)) for axis in axes)
+    for digits in others:
+        key = key.bitwise_left_shift_(1).bitwise_or_(digits)
     return key
 
 
-def sort_by_interleaved_bits(axes: Sequence[Int[Tensor, " N"]], bits: int) -> Int[Tensor, " N"]:
-    """Indices that sort by the interleaved bits of `axes`; equal keys keep their order.
+def _spread(x: Tensor, stride: int) -> Tensor:
+    """Bit `i` goes to bit `i * stride`: halves of the bits move apart, then their halves, .."""
+    if stride == 1:
+        return x.clone()
+    moved = torch.empty_like(x)
+    for run in (16, 8, 4, 2, 1):
+        torch.bitwise_left_shift(x, run * (stride - 1), out=moved)
+        # Not in place: a wide enough dtype handed over is not copied by `to`.
+        x = (x | moved).bitwise_and_(_runs(run, stride))
+    return x
 
-    Exact at any length of key: where the key does not fit one int64 word, stable sorts by
-    its words, the least significant first, give the same order.
-    """
-    order = torch.arange(axes[0].numel(), device=axes[0].device)
-    per_word = _WORD // len(axes)
-    for low in range(0, bits, per_word):
-        key = interleave(axes, low, min(low + per_word, bits))
-        order = order[torch.argsort(key[order], stable=True)]
-    return order
+
+def _runs(run: int, stride: int) -> int:
+    """Runs of so many ones, `run * stride` apart, in 63 bits."""
+    ones = (1 << run) - 1
+    return sum(ones << start for start in range(0, WORD, run * stride)) & ((1 << WORD) - 1)

@@ -23,7 +23,7 @@ def hilbert_transpose(axes: Sequence[Int[Tensor, " N"]], bits: int) -> list[Int[
     """Numbers whose interleaved bits are the points' indices along the Hilbert curve.
 
     Args:
-        axes: coordinates, int64 `[N]` each, in `0 .. 2**bits - 1`.
+        axes: coordinates, int32 or int64 `[N]` each, in `0 .. 2**bits - 1`.
         bits: the curve fills a box of side `2**bits`.
 
     Returns:
@@ -40,14 +40,21 @@ def hilbert_transpose(axes: Sequence[Int[Tensor, " N"]], bits: int) -> list[Int[
 def _undo_rotations(axes: list[Tensor], bits: int) -> list[Tensor]:
     """Brings each cell's orientation, from the largest cells down, to that of the whole box."""
     first = axes[0]
+    sign = torch.iinfo(first.dtype).bits - 1
+    upper, swap = torch.empty_like(first), torch.empty_like(first)
     for bit in range(bits - 1, 0, -1):
         below = (1 << bit) - 1
         for axis in axes:
-            upper = _all_ones_where(axis, bit)
+            # All ones where the bit is set, without a branch: it becomes the sign, which spreads.
+            torch.bitwise_left_shift(axis, sign - bit, out=upper)
+            upper.bitwise_right_shift_(sign).bitwise_and_(below)
             # An upper half mirrors the first axis, a lower half swaps this axis with the first.
-            swap = (first ^ axis).bitwise_and_(~upper).bitwise_and_(below)
-            axis ^= swap
-            first ^= swap.bitwise_or_(upper.bitwise_and_(below))
+            if axis is not first:
+                torch.bitwise_xor(first, axis, out=swap)
+                swap.bitwise_and_(upper ^ below)
+                axis ^= swap
+                upper ^= swap
+            first ^= upper
     return axes
 
 
@@ -55,12 +62,10 @@ def _gray_encode(axes: list[Tensor], bits: int) -> list[Tensor]:
     """Turns bits that say where a cell lies into bits that count along the curve."""
     for before, axis in pairwise(axes):
         axis ^= before
-    carry = torch.zeros_like(axes[0])
-    for bit in range(bits - 1, 0, -1):
-        carry ^= _all_ones_where(axes[-1], bit).bitwise_and_((1 << bit) - 1)
+    carry = axes[-1] >> 1
+    reach = 1
+    while reach < bits:
+        # Each bit becomes the parity of itself and all bits above it.
+        carry ^= carry >> reach
+        reach *= 2
     return [axis ^ carry for axis in axes]
-
-
-def _all_ones_where(axis: Tensor, bit: int) -> Tensor:
-    """-1 where the bit is set, otherwise 0: a mask without a branch."""
-    return axis.bitwise_right_shift(bit).bitwise_and_(1).neg_()
