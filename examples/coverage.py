@@ -96,4 +96,5 @@ def captured_by_band(
     total, found = torch.zeros(2, bands, dtype=rows.mass.dtype)
     total.index_add_(0, band.flatten(), rows.mass.flatten())
     found.index_add_(0, band.flatten(), (rows.mass * share).flatten())
-    return found / total
+    share_of_each: Tensor = found / total
+    return share_of_each

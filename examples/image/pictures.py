@@ -27,15 +27,15 @@ def _coverage(problem: Problem, path: Path) -> Path:
     query = torch.tensor([side * (side // 2 - side // 8) + side // 2 - side // 8])
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     axes = figure.subplots(2, 4).flat
-    pixels = patches(photograph(name), side).unflatten(1, (3, PATCH * PATCH)).mean(-1)
-    axes[0].imshow(pixels.unflatten(0, (side, side)).clip(0, 1))
+    pixels = patches(photograph(name), side).reshape(-1, 3, PATCH * PATCH).mean(-1)
+    axes[0].imshow(pixels.reshape(side, side, 3).clip(0, 1))
     axes[0].set_title(f"{name}, {side} x {side} patches")
     for panel, ordering in zip(axes[1:], ORDERINGS, strict=False):
         share = share_of(problem, ordering, query)[0]
-        panel.imshow(share.unflatten(0, (side, side)), vmin=0, vmax=1)
+        panel.imshow(share.reshape(side, side), vmin=0, vmax=1)
         panel.set_title(f"share of heads that see it: {ordering}")
     mass = rows_of(problem, name, problem.scale, query).mass[0]
-    axes[7].imshow(mass.unflatten(0, (side, side)).log10())
+    axes[7].imshow(mass.reshape(side, side).log10())
     axes[7].set_title("attention map of the query, log")
     for panel in figure.axes:
         panel.plot(query % side, query // side, "r+", markersize=10)

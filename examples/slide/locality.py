@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import ringspan as rs
 import torch
 
-from examples.coverage import Rows, captured, heads_that_show, sampled
+from examples.coverage import Rows, captured, heads_that_show, places, sampled
 from examples.slide.problem import ORDERINGS, Problem
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def mass_captured(problem: Problem, points: rs.Coordinates) -> dict[str, dict[st
     rows = local_mass(points, sampled(points.N, problem.queries), problem.sigma)
     return {
         name: {
-            ordering: _captured(problem, pattern, points, ordering, rows) for ordering in ORDERINGS
+            ordering: _captured(problem, pattern, places(points, ordering), rows)
+            for ordering in ORDERINGS
         }
         for name, pattern in problem.patterns().items()
     }

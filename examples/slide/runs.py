@@ -50,7 +50,7 @@ def pattern_runs(problem: Problem, pattern: rs.Dilated, tissue: Slide) -> list[R
     """Which order of tiles a dilated pattern sees, and which they are stored in."""
     encoder = encoder_of(problem, pattern)
     layout = rs.Layout(tissue.points, ordering="hilbert")
-    ways = {
+    ways: dict[str, Callable[[], Tensor]] = {
         FED_ROWS: partial(encoder, tissue.x, tissue.points),
         FED_HILBERT: partial(_fed, encoder, tissue),
         STORED: partial(encoder, tissue.x, tissue.points, layout=layout),

@@ -59,7 +59,8 @@ def mask_of(size: int) -> Bool[Tensor, "size size"]:
 
     colour = _pixels(size).mean(-1)
     saturation = 1 - colour.amin(-1) / colour.amax(-1)
-    return saturation > threshold_otsu(saturation.numpy())
+    mask: Tensor = saturation > float(threshold_otsu(saturation.numpy()))
+    return mask
 
 
 def tiles_of(size: int) -> Float[Tensor, "size size 1536"]:
@@ -71,7 +72,8 @@ def tiles_of(size: int) -> Float[Tensor, "size size 1536"]:
     found = torch.cat([pixels.mean(-1), pixels.std(-1), pixels.amin(-1), pixels.amax(-1)], dim=-1)
     found = (found - found.mean((0, 1))) / found.std((0, 1))
     weights = torch.randn(found.shape[-1], TILE_DIM, generator=torch.Generator().manual_seed(0))
-    return found.float() @ weights / found.shape[-1] ** 0.5
+    tiles: Tensor = found.float() @ weights / found.shape[-1] ** 0.5
+    return tiles
 
 
 def _pixels(size: int) -> Float[Tensor, "size size 3 pixels"]:
