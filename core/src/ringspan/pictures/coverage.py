@@ -257,12 +257,12 @@ def _draw(
         # Where there are tokens that are not seen, and where there are none.
         panel.imshow(shown < 0, cmap="Greys", vmin=-0.25, vmax=5, extent=extent)
     else:
-        panel.imshow(image, cmap="gray", vmin=-0.4, vmax=1.2, extent=extent)
+        panel.imshow(image, cmap="gray", vmin=-0.9, vmax=1.1, extent=extent)
     panel.imshow(
         np.ma.masked_less_equal(shown, 0),
         cmap=scale.colours,
         norm=scale.norm,
-        alpha=1.0 if image is None else 0.6,
+        alpha=1.0 if image is None else 0.75,
         extent=extent,
         interpolation="nearest",
     )
