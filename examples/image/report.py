@@ -70,9 +70,9 @@ def distances(problem: Problem) -> Table:
     return Table(
         f"{problem.photographs[0]} at scale {problem.scale:g}: how much of the mass lies at each "
         "distance (in patches), and the share of that which is shown, in percent",
-        ("", *BANDS),
+        ("along", *BANDS),
         (
-            ("of the map's mass", *_percent(bands_of_mass(problem).tolist())),
+            ("(of all mass)", *_percent(bands_of_mass(problem).tolist())),
             *((ordering, *_percent(shown[ordering].tolist())) for ordering in ORDERINGS),
         ),
     )
