@@ -14,6 +14,7 @@ import datetime
 import json
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,29 @@ COUNTED = (ordering_mass, ordering_blocks, ordering_ring)
 
 def measured(*, quick: bool = False) -> dict[str, Any]:
     """Everything as data: environment, tables, targets, and every sample of a time."""
-    tables = [table for module in COUNTED for table in module.tables(quick=quick)]
-    tables.append(ordering_cost.invariance(16 if quick else 64))
-    samples: dict[str, Any] = {}
-    if not quick:
-        for table, found in (
-            ordering_blocks.timed(rounds=3),
-            ordering_cost.moved(rounds=3),
-            ordering_cost.orders(repeats=3),
-        ):
-            tables.append(table)
-            samples |= found
+    tables, samples = [], {}
+    for table, found in figures(quick=quick):
+        print(table.title, flush=True)
+        tables.append(table)
+        samples |= found
     return {
         "environment": environment(),
         "targets": [vars(target) for target in targets({table.name: table for table in tables})],
         "tables": [vars(table) for table in tables],
         "samples": samples,
     }
+
+
+def figures(*, quick: bool) -> Iterator[tuple[Table, dict[str, Any]]]:
+    """Every table, and the samples of its times."""
+    for module in COUNTED:
+        for table in module.tables(quick=quick):
+            yield table, {}
+    yield ordering_cost.invariance(16 if quick else 64), {}
+    if not quick:
+        yield ordering_blocks.timed(rounds=3)
+        yield ordering_cost.moved(rounds=3)
+        yield ordering_cost.orders(repeats=3)
 
 
 def targets(found: dict[str, Table]) -> list[Target]:

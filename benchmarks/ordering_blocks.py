@@ -15,7 +15,7 @@ from ringspan.plan.activity import Seen
 from ringspan.plan.orders import order
 from ringspan.plan.schedule import parts_of
 
-from benchmarks.ordering_mass import ORDERINGS, blobs
+from benchmarks.ordering_mass import ORDERINGS, TISSUE, blobs, tissue
 from benchmarks.ordering_tables import Table, Target
 from benchmarks.ordering_times import Turns
 
@@ -51,15 +51,19 @@ QUICK = "128 x 128, window 13, clip"
 
 def tables(*, quick: bool = False) -> Iterator[Table]:
     """Counts of active blocks."""
-    names = [QUICK] if quick else list(CASES)
+    cases = {QUICK: CASES[QUICK]} if quick else CASES | _on_tissue()
     rows = []
-    for name in names:
-        found = counts(*CASES[name])
+    for name, case in cases.items():
+        found = counts(*case)
         shares = (found[each] / found[BASE] for each in (*ORDERINGS[1:], OWN))
         rows.append((name, found[BASE], *shares))
     header = ("neighbourhood", f"{BASE}, pairs", *ORDERINGS[1:], OWN)
     title = f"Active pairs of blocks of {BLOCK} tokens, as shares of {BASE}"
     yield Table.of("blocks", title, header, rows)
+
+
+def _on_tissue() -> dict[str, tuple[Tokens, rs.Neighborhood]]:
+    return {f"{TISSUE}, window 13, clip": (tissue(), rs.Neighborhood(13))}
 
 
 def counts(tokens: Tokens, pattern: rs.Neighborhood) -> dict[str, int]:

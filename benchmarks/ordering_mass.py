@@ -8,7 +8,7 @@ tokens as a call lays it. The figure is the mean over tokens and heads.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from ringspan.plan.schedule import parts_of
 
 from benchmarks.ordering_tables import Table, Target
 
-__all__ = ["ORDERINGS", "blobs", "captured", "pattern", "tables", "targets"]
+__all__ = ["ORDERINGS", "TISSUE", "blobs", "captured", "pattern", "tables", "targets", "tissue"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -132,22 +132,29 @@ PLANES: dict[str, tuple[Tokens, tuple[float, ...]]] = {
     "blobs in 96 x 96": (rs.Coordinates(blobs(96, 96)), (1, 2, 4)),
     "blobs in 160 x 90": (rs.Coordinates(blobs(160, 90)), (1, 2, 4)),
 }
-MASKS = tuple(name for name in PLANES if name.startswith("blobs"))
-FIRST = "64 x 64"
-QUICK = ("64 x 64",)
+FIRST, TISSUE = "64 x 64", "tissue in 128 x 128"
+MASKS = ("blobs", "tissue")
 
 
 def tables(*, quick: bool = False) -> Iterator[Table]:
     """Shares on grids and masks, on text, and on the first grid for two rules of offsets."""
-    yield _planes(QUICK if quick else tuple(PLANES))
+    planes = {FIRST: PLANES[FIRST]} if quick else PLANES | {TISSUE: (tissue(), (1, 2, 4))}
+    yield _planes(planes)
     yield _offsets()
     yield _text(512 if quick else 4096)
 
 
-def _planes(names: Sequence[str]) -> Table:
+def tissue() -> Tokens:
+    """Tiles of stained colon, in scikit-image's picture `ihc`."""
+    # Here, for scikit-image is wanted for this one mask only.
+    from examples.slide.tissue import slide
+
+    return slide(128).points
+
+
+def _planes(planes: Mapping[str, tuple[Tokens, tuple[float, ...]]]) -> Table:
     rows = []
-    for name in names:
-        tokens, sigmas = PLANES[name]
+    for name, (tokens, sigmas) in planes.items():
         found = [captured(pattern(each, tokens.N), tokens, sigmas) for each in ORDERINGS]
         rows += [
             (f"{name}, sigma {sigma:g}", tokens.N, *(shares[sigma] for shares in found))
