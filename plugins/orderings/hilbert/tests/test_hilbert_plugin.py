@@ -6,13 +6,17 @@ import doctest
 import importlib
 import pkgutil
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import ringspan_hilbert
 from ringspan.contracts import ENTRY_POINT_GROUP, DeviceInfo
 
-MODULES = [name for _, name, _ in pkgutil.iter_modules(ringspan_hilbert.__path__)]
+KERNELS = {"kernels"} if find_spec("triton") is None else set()
+MODULES = [
+    name for _, name, _ in pkgutil.iter_modules(ringspan_hilbert.__path__) if name not in KERNELS
+]
 
 
 def test_the_entry_point_leads_to_the_plugin() -> None:

@@ -9,6 +9,7 @@ from ringspan.contracts import Availability, DeviceInfo, Ordering, Permutation, 
 
 from ringspan_hilbert.box import Box
 from ringspan_hilbert.chunks import in_chunks
+from ringspan_hilbert.fused import has_kernels
 from ringspan_hilbert.gilbert import gilbert_word, parts
 from ringspan_hilbert.interleave import bits_of_word, interleave
 from ringspan_hilbert.skilling import hilbert_transpose
@@ -71,6 +72,10 @@ class Hilbert(Curve):
 
     def keys(self, box: Box, word: int) -> Int[Tensor, " N"]:
         """Skilling's transposed index, interleaved."""
+        if has_kernels(box.axes[0].device):
+            from ringspan_hilbert.kernels import interleaved_keys
+
+            return interleaved_keys(box, word, hilbert=True)
         low, high = bits_of_word(word, box.bits, len(box.axes))
         kept = (1 << (high - low)) - 1
         return in_chunks(
@@ -94,6 +99,10 @@ class Morton(Curve):
 
     def keys(self, box: Box, word: int) -> Int[Tensor, " N"]:
         """The coordinates as they are, interleaved."""
+        if has_kernels(box.axes[0].device):
+            from ringspan_hilbert.kernels import interleaved_keys
+
+            return interleaved_keys(box, word, hilbert=False)
         low, high = bits_of_word(word, box.bits, len(box.axes))
         kept = (1 << (high - low)) - 1
         return in_chunks(lambda axes: interleave([(x >> low) & kept for x in axes]), box.axes)
@@ -115,5 +124,10 @@ class Gilbert(Curve):
 
     def keys(self, box: Box, word: int) -> Int[Tensor, " N"]:
         """The numbers of the parts in which the point lies, from the largest down."""
-        of_box = parts(box.sizes).to(box.axes[0].device)
+        device = box.axes[0].device
+        of_box = parts(box.sizes).to(device)
+        if has_kernels(device):
+            from ringspan_hilbert.kernels import gilbert_keys
+
+            return gilbert_keys(box, of_box, word)
         return in_chunks(lambda axes: gilbert_word(axes, of_box, word), box.axes)
