@@ -83,4 +83,6 @@ def integers(name: str, values: Any, *, expected: str) -> npt.NDArray[np.int64]:
         raise InvalidArgument(
             name, expected=expected, got=f"{array.dtype} of shape {list(array.shape)}"
         )
+    if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
+        raise InvalidArgument(name, expected=f"{expected}, of 64 bits", got=str(array.max()))
     return np.array(array, dtype=np.int64)

@@ -65,14 +65,16 @@ def _inverse(permutation: Tensor) -> Tensor:
             got=f"{int(permutation[index])} at index {index}",
         )
     inverse = torch.empty_like(permutation)
-    inverse[permutation] = torch.arange(count, device=permutation.device)
-    repeated = inverse[permutation] != torch.arange(count, device=permutation.device)
-    if repeated.any():
-        index = int(repeated.nonzero()[0])
+    each = torch.arange(count, device=permutation.device)
+    inverse[permutation] = each
+    if not torch.equal(inverse[permutation], each):
+        first = torch.full_like(permutation, count).scatter_reduce_(0, permutation, each, "amin")
+        repeated = int((first[permutation] != each).nonzero()[0])
+        value = int(permutation[repeated])
         raise BrokenContract(
             "permutation",
             expected="each value once (a bijection)",
-            got=f"{int(permutation[index])} at index {index} again",
+            got=f"{value} at index {repeated} again, after index {int(first[value])}",
         )
     return inverse
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from jaxtyping import Int
     from torch import Tensor
+
+    from ringspan.contracts.documents import Documents
 
 __all__ = ["Coordinates", "Grid", "Sequence", "Tokens", "axes_of", "shard_sizes"]
 
@@ -127,6 +130,68 @@ class Coordinates(Held):
                 remedy="Subtract the smallest value of each axis",
             )
         self._hold(array)
+
+    @classmethod
+    def from_mask(cls, mask: Any) -> Coordinates:
+        """The cells of a mask that are True, row after row: the tiles of a slide with tissue.
+
+        Args:
+            mask: booleans `[height, width]` or `[depth, height, width]`; a tensor, an array or
+                nested lists.
+
+        Raises:
+            InvalidArgument: it is no such mask, or leaves nothing.
+
+        Example:
+            >>> Coordinates.from_mask([[True, False], [True, True]]).coordinates.tolist()
+            [[0, 0], [1, 0], [1, 1]]
+        """
+        expected = "booleans of shape [height, width] or [depth, height, width]"
+        try:
+            array = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
+        except (ValueError, TypeError):
+            raise InvalidArgument("mask", expected=expected, got=type(mask).__name__) from None
+        if array.dtype != np.bool_ or array.ndim not in (2, 3):
+            raise InvalidArgument(
+                "mask", expected=expected, got=f"{array.dtype} of shape {list(array.shape)}"
+            )
+        if not array.any():
+            raise InvalidArgument(
+                "mask",
+                expected="at least one True cell",
+                got=f"False everywhere, of shape {list(array.shape)}",
+                remedy="True marks the cells to keep: look at the threshold, or invert the mask",
+            )
+        return cls(np.argwhere(array))
+
+    @classmethod
+    def pack(cls, sets: Iterable[Any]) -> tuple[Coordinates, Documents]:
+        """A batch of different sets of points as packed documents, one set after the other.
+
+        The rows of q, k and v are then those of all sets, likewise one after the other, in one
+        sequence: `attention(.., tokens=coordinates, documents=documents)` equals attention over
+        each set alone.
+
+        Args:
+            sets: for each document its points, as for `Coordinates`, or `Coordinates`.
+
+        Example:
+            >>> points, documents = Coordinates.pack([[[0, 0], [0, 1]], [[7, 7]]])
+            >>> points.N, documents.lengths.tolist()
+            (3, [2, 1])
+        """
+        from ringspan.contracts.documents import Documents
+
+        points = [one if isinstance(one, Coordinates) else cls(one) for one in sets]
+        axes = {one.coordinates.shape[1] for one in points}
+        if len(axes) != 1:
+            raise InvalidArgument(
+                "sets",
+                expected="at least one set of points, all with two or all with three axes",
+                got=f"sets of {sorted(axes)} axes" if axes else "none",
+            )
+        together = cls(np.concatenate([one.coordinates for one in points]))
+        return together, Documents.from_lengths([one.N for one in points])
 
     @property
     def coordinates(self) -> npt.NDArray[np.int64]:

@@ -14,7 +14,9 @@ from ringspan.engine.plans import cached_plan, cached_plans
 from ringspan.engine.ring.wire import Wire
 from ringspan.engine.virtual.calls import check_queries, device_of, layout_of
 from ringspan.engine.ways import ways_of
+from ringspan.plan.activity import Seen
 from ringspan.plan.balance import EVEN, busiest
+from ringspan.plan.best import Activity, activity_of, layouts_beside
 from ringspan.plan.cost import Cost, cost_of
 from ringspan.plan.staged import Staged, staged
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from ringspan.plan.steps import Plan
 
 __all__ = ["Explanation", "Inputs", "RankReport", "StepReport", "Streamed", "explain_call"]
+
+_MOST_PAIRS = 2**24
+"""Of a head: with more, counting active blocks takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +204,9 @@ class Explanation:
     """What happens where nobody serves a decision that a call can do without, by its name."""
     ways: dict[str, str] = field(default_factory=dict)
     """In which way rank 0's chosen backends get their rows, by the name of the decision."""
+    active_blocks: Activity | None = None
+    """How many pairs of blocks of storage are active under each ordering that serves the tokens;
+    for tokens with coordinates and block-sparse patterns of up to 16,777,216 pairs a head."""
 
     @property
     def can_run(self) -> bool:
@@ -225,6 +233,7 @@ class Explanation:
             "ranks": [asdict(report) for report in self.ranks],
             "decisions": {name: decision.as_dict() for name, decision in self.decisions.items()},
             "ways": self.ways,
+            "active_blocks": None if self.active_blocks is None else asdict(self.active_blocks),
             "streamed": None if self.streamed is None else asdict(self.streamed),
         }
 
@@ -237,6 +246,7 @@ class Explanation:
             f"on {inputs.device}",
             f"  {self.layout}",
             *([f"  layout {self.layout_reason}"] if self.layout_reason else []),
+            *([f"  {self.active_blocks}"] if self.active_blocks else []),
             f"  forward: {self.flops / 1e9:.3f} GFLOP over {self.world_size} rank(s)",
             *([f"  {self.streamed}"] if self.streamed else []),
         ]
@@ -297,7 +307,30 @@ def explain_call(
         None if virtual is None else _streamed(plans, inputs, device),
         {name: otherwise for name, _, otherwise in decisions if otherwise},
         ways_of({name: decision for name, decision, _ in decisions}, plans[0]),
+        _active_blocks(call, inputs, layout, plans, documents) if queries is None else None,
     )
+
+
+def _active_blocks(
+    call: Call,
+    inputs: Inputs,
+    layout: Layout,
+    plans: Sequence[Plan],
+    documents: Documents | None,
+) -> Activity | None:
+    blocks = layout.tokens.coordinates is not None or any(plan.whole for plan in plans)
+    pairs = sum(plan.area for plan in plans) // inputs.heads
+    if not blocks or layout.block_size is None or pairs > _MOST_PAIRS:
+        return None
+    seen = Seen.of(
+        call.pattern,
+        layout.tokens,
+        heads=inputs.heads,
+        kv_heads=inputs.kv_heads,
+        causal=call.causal,
+        documents=documents,
+    )
+    return activity_of(seen, layouts_beside(layout, documents), layout.block_size)
 
 
 def _layout_reason(layout: Layout, plans: Sequence[Plan], causal: bool) -> str:

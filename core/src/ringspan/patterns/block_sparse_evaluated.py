@@ -148,7 +148,7 @@ class EvaluatedBlocks(Held):
             chosen = self.partial == partial
             if chosen.any():
                 indptr = np.append(0, np.cumsum(chosen))[self.indptr]
-                seen = _Bits.of(self) if partial else None
+                seen = _Bits.of(self, chosen) if partial else None
                 yield Blocks(heads, sets, indptr, self.indices[chosen], seen)
 
     def stored(self, heads: tuple[int, ...], sets: Listed) -> Blocks:
@@ -236,12 +236,14 @@ class _Bits:
     bitmaps: Bytes
 
     @classmethod
-    def of(cls, blocks: EvaluatedBlocks) -> _Bits:
+    def of(cls, blocks: EvaluatedBlocks, chosen: Bools | slice = slice(None)) -> _Bits:
+        """All pairs of blocks, or some of them."""
         columns = len(blocks.indptr) - 1
         row = np.repeat(np.arange(columns), np.diff(blocks.indptr))
         bitmap = np.where(blocks.partial, np.cumsum(blocks.partial) - 1, -1)
         pairs = row * columns + blocks.indices
-        return cls(_side(blocks.N, blocks.block_size), columns, pairs, bitmap, blocks.bitmaps)
+        side = _side(blocks.N, blocks.block_size)
+        return cls(side, columns, pairs[chosen], bitmap[chosen], blocks.bitmaps)
 
     def __call__(self, query: Ints, key: Ints) -> Bools:
         row, inner_row = np.divmod(query, self.block_size)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ringspan.contracts.documents import Documents
     from ringspan.contracts.tokens import Tokens
 
-__all__ = ["IN_ORDER", "Activity", "activity_of", "best_layout", "serving"]
+__all__ = ["Activity", "activity_of", "best_layout", "layouts_beside"]
 
-IN_ORDER = "identity"
+_IN_ORDER = "identity"
 """Stands for the order of positions, also where the plugin of that name is absent."""
 
 
@@ -41,13 +41,14 @@ class Activity:
     @property
     def fewest(self) -> str:
         """The first ordering with the fewest; the order of positions, where none has fewer."""
-        return min(self.counts, key=lambda name: (self.counts[name], name != IN_ORDER))
+        return min(self.counts, key=lambda name: (self.counts[name], name != _IN_ORDER))
 
     def __str__(self) -> str:
         by_count: dict[int, list[str]] = {}
         for name, count in sorted(self.counts.items(), key=lambda item: item[1]):
             by_count.setdefault(count, []).append(name)
-        return "; ".join(f"{count} {', '.join(names)}" for count, names in by_count.items())
+        counts = "; ".join(f"{count} {', '.join(names)}" for count, names in by_count.items())
+        return f"active pairs of blocks of {self.block_size}, of {self.blocks**2}: {counts}"
 
 
 def activity_of(seen: Seen, layouts: dict[str, Layout], block_size: int) -> Activity:
@@ -60,7 +61,7 @@ def activity_of(seen: Seen, layouts: dict[str, Layout], block_size: int) -> Acti
     return Activity(block_size, blocks, counts)
 
 
-def serving(
+def _serving(
     tokens: int | Tokens,
     world_size: int,
     documents: Documents | None,
@@ -70,13 +71,22 @@ def serving(
     """A layout for the order of positions and for each ordering that serves the tokens, by name."""
     in_order = Layout(tokens, world_size)
     return {
-        IN_ORDER: in_order,
+        _IN_ORDER: in_order,
         **{
             name: layout
             for name, layout in _candidates(in_order, documents, block_size, orderings)
-            if name != IN_ORDER
+            if name != _IN_ORDER
         },
     }
+
+
+def layouts_beside(layout: Layout, documents: Documents | None) -> dict[str, Layout]:
+    """Those that `Layout.best` compares, and the layout itself where it is none of them."""
+    layouts = _serving(layout.tokens, layout.world_size, documents, layout.block_size)
+    like = layouts.get(layout.ordering or _IN_ORDER)
+    if like is None or like.sizes != layout.sizes or not np.array_equal(like.order, layout.order):
+        layouts["as stored"] = layout
+    return layouts
 
 
 def _candidates(
@@ -119,8 +129,8 @@ def best_layout(
         raise InvalidArgument("pattern", expected="a Pattern", got=repr(pattern))
     if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
         raise InvalidArgument("block_size", expected="an integer >= 1", got=repr(block_size))
-    layouts = serving(tokens, world_size, documents, block_size, orderings)
-    seen = Seen.of(pattern, layouts[IN_ORDER].tokens, causal=causal, documents=documents)
+    layouts = _serving(tokens, world_size, documents, block_size, orderings)
+    seen = Seen.of(pattern, layouts[_IN_ORDER].tokens, causal=causal, documents=documents)
     activity = activity_of(seen, layouts, block_size)
     chosen = layouts[activity.fewest]
     return Layout(
@@ -134,10 +144,7 @@ def best_layout(
 
 
 def _reason(activity: Activity) -> str:
-    in_order = activity.counts[IN_ORDER]
-    fewest = activity.counts[activity.fewest]
-    if activity.fewest == IN_ORDER:
-        said = f"no ordering has fewer active blocks of {activity.block_size} than the order of "
-        return f"{said}positions ({activity})"
-    share = f"{fewest / in_order:.2f} of the order of positions"
-    return f"fewest active blocks of {activity.block_size}, {share} ({activity})"
+    in_order, fewest = activity.counts[_IN_ORDER], activity.counts[activity.fewest]
+    if activity.fewest == _IN_ORDER:
+        return f"no ordering has fewer than the order of positions; {activity}"
+    return f"{fewest / in_order:.2f} of the order of positions; {activity}"

@@ -129,8 +129,9 @@ class Layout:
 
         Example:
             >>> from ringspan import Dense
-            >>> Layout.best(1000, Dense(), orderings=()).reason
-            'no ordering has fewer active blocks of 64 than the order of positions (256 identity)'
+            >>> Layout.best(1000, Dense(), orderings=()).reason  # doctest: +NORMALIZE_WHITESPACE
+            'no ordering has fewer than the order of positions;
+            active pairs of blocks of 64, of 256: 256 identity'
         """
         from ringspan.plan.best import best_layout
 

@@ -20,6 +20,7 @@ from ringspan.plan.holdings import Holdings
 from ringspan.plan.meetings import Meeting, Meetings
 from ringspan.plan.orders import order
 from ringspan.plan.parts import WHOLE_STEPS
+from ringspan.plan.processing import stored_order
 from ringspan.plan.promises import check_part
 from ringspan.plan.restart import check_documents
 from ringspan.plan.steps import Plan
@@ -97,6 +98,8 @@ def make_plans(
         meeting = Meeting.alone(cross_work(pattern, queries, domain), keys.positions[0])
         return (_finished([meeting], positions, keys.positions[0], None, domain, 0, 1, None),)
     parts = parts_of(pattern, domain)
+    if layout.ordering is not None:
+        parts = [(number, stored_order(part, layout)) for number, part in parts]
     asking = keys
     if queries is not None and queries.positions is not None:
         asking = Holdings.some(queries.positions, layout.N)
