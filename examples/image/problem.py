@@ -10,13 +10,13 @@ import ringspan as rs
 import torch
 
 from examples.bundled import photograph
-from examples.image.features import patches
+from examples.image.features import PATCH, patches
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["ORDERINGS", "Inputs", "Problem", "pass_over"]
+__all__ = ["ORDERINGS", "Inputs", "Problem", "pass_over", "rectangles"]
 
 ORDERINGS = ("row-major", "snake", "tiles", "morton", "hilbert", "gilbert")
 BACKEND = "sdpa"
@@ -94,6 +94,12 @@ class Inputs:
     def arranged(self, layout: rs.Layout) -> Inputs:
         """The same, stored in the order of a layout."""
         return Inputs(*(layout.arrange(x) for x in (self.q, self.k, self.v)))
+
+
+def rectangles(problem: Problem) -> list[rs.Grid]:
+    """The photographs' own shapes in patches, but for squares."""
+    shapes = [photograph(name).shape[1:] for name in problem.photographs]
+    return [rs.Grid(h // PATCH, w // PATCH) for h, w in shapes if h != w]
 
 
 def pass_over(inputs: Inputs, **options: Any) -> Callable[[], Tensor]:

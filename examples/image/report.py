@@ -15,7 +15,7 @@ from examples.image.dilated import (
     times,
 )
 from examples.image.neighborhood import HEADS, stored
-from examples.image.problem import ORDERINGS, Problem
+from examples.image.problem import ORDERINGS, Problem, rectangles
 from examples.image.similarity import BANDS
 from examples.tables import Table
 
@@ -79,17 +79,21 @@ def distances(problem: Problem) -> Table:
 
 
 def active(problem: Problem) -> Table:
-    """How many pairs of blocks a neighbourhood has under every ordering."""
-    counts = [active_blocks(rs.Neighborhood(window), problem.grid) for window in problem.windows]
-    pairs = (-(-problem.grid.N // BLOCK)) ** 2
+    """How many pairs of blocks neighbourhoods have under every ordering."""
+    cases = [(problem.grid, window) for window in problem.windows]
+    cases += [(grid, problem.window) for grid in rectangles(problem)]
+    columns = [_counted(grid, window) for grid, window in cases]
     return Table(
-        f"Active pairs of blocks of {BLOCK} tokens over {problem.grid}, of {pairs}",
-        ("ordering", *(f"Neighborhood({window})" for window in problem.windows)),
-        tuple(
-            (ordering, *(f"{found[ordering]} ({found[ordering] / pairs:.1%})" for found in counts))
-            for ordering in ORDERINGS
-        ),
+        f"Active pairs of blocks of {BLOCK} tokens, in percent of all pairs",
+        ("ordering", *(f"Neighborhood({window}) over {grid}" for grid, window in cases)),
+        tuple((ordering, *(column[ordering] for column in columns)) for ordering in ORDERINGS),
     )
+
+
+def _counted(grid: rs.Grid, window: int) -> dict[str, str]:
+    pairs = (-(-grid.N // BLOCK)) ** 2
+    counts = active_blocks(rs.Neighborhood(window), grid)
+    return {name: f"{count} ({count / pairs:.1%})" for name, count in counts.items()}
 
 
 def neighborhoods(problem: Problem) -> Table:
