@@ -196,7 +196,7 @@ def orderings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             return offered[name]
 
     monkeypatch.setattr("ringspan.plan.orders.catalogue", Catalogue)
-    monkeypatch.setattr("ringspan.pictures.blocks.catalogue", Catalogue)
+    monkeypatch.setattr("ringspan.plan.best.catalogue", Catalogue)
     order.cache_clear()
     yield
     order.cache_clear()

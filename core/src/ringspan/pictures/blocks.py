@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ringspan.catalogue import catalogue
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Pattern
 from ringspan.contracts.tokens import Tokens
 from ringspan.pictures.sheet import check_drawable, check_orderings, named, named_tokens, new_figure
 from ringspan.plan.activity import Seen
+from ringspan.plan.best import layouts_serving
 from ringspan.plan.orders import order
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Bools = npt.NDArray[np.bool_]
     Floats = npt.NDArray[np.float64]
 
-__all__ = ["ActiveBlocks", "active_blocks", "blocks_picture", "serving"]
+__all__ = ["ActiveBlocks", "active_blocks", "blocks_picture"]
 
 _PIXELS = 256
 """Of one panel, at most."""
@@ -47,23 +47,6 @@ class ActiveBlocks:
     """`[pixels, pixels]`, of the pairs in each pixel the share that is active."""
     alike: tuple[str, ...] = ()
     """Other orderings that store these tokens the same way."""
-
-
-def serving(tokens: Tokens) -> dict[str, Ints]:
-    """The order of positions, and the installed orderings that serve the tokens.
-
-    Each is given as the position at each place, by its name.
-    """
-    # Also where the plugin that offers an ordering of this name is absent.
-    found: dict[str, Ints] = {"identity": np.arange(tokens.N)}
-    for name in catalogue().names("ordering"):
-        try:
-            found[name] = order(name, tokens)
-        except InvalidArgument as refusal:
-            # Curves refuse a plain sequence by this name; anything else is a mistake to show.
-            if refusal.argument != "tokens":
-                raise
-    return found
 
 
 def active_blocks(
@@ -98,7 +81,7 @@ def active_blocks(
     if heads < 1:
         raise InvalidArgument("heads", expected="an integer >= 1", got=str(heads))
     if orderings is None:
-        orders = serving(tokens)
+        orders = {name: layout.order for name, layout in layouts_serving(tokens).items()}
         groups = list(_alike(orders))
     else:
         check_orderings(orderings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ringspan.contracts.documents import Documents
     from ringspan.contracts.tokens import Tokens
 
-__all__ = ["Activity", "activity_of", "best_layout", "layouts_beside"]
+__all__ = ["Activity", "activity_of", "best_layout", "layouts_beside", "layouts_serving"]
 
 _IN_ORDER = "identity"
 """Stands for the order of positions, also where the plugin of that name is absent."""
@@ -61,57 +61,57 @@ def activity_of(seen: Seen, layouts: dict[str, Layout], block_size: int) -> Acti
     return Activity(block_size, blocks, counts)
 
 
-def _serving(
+def layouts_serving(
     tokens: int | Tokens,
-    world_size: int,
-    documents: Documents | None,
-    block_size: int | None,
+    *,
+    world_size: int = 1,
+    documents: Documents | None = None,
+    block_size: int | None = None,
     orderings: Sequence[str] | None = None,
 ) -> dict[str, Layout]:
-    """A layout for the order of positions and for each ordering that serves the tokens, by name."""
-    in_order = Layout(tokens, world_size)
-    return {
-        _IN_ORDER: in_order,
-        **{
-            name: layout
-            for name, layout in _candidates(in_order, documents, block_size, orderings)
-            if name != _IN_ORDER
-        },
-    }
+    """A layout for the order of positions and for each ordering that serves the tokens, by name.
+
+    Args:
+        tokens: what the tokens are.
+        world_size: number of shards.
+        documents: of packed sequences.
+        block_size: of the layouts.
+        orderings: names to choose from, none of which may refuse the tokens; None: all that are
+            installed, without those that refuse them.
+    """
+    # Also where the plugin that offers an ordering of this name is absent.
+    layouts = {_IN_ORDER: Layout(tokens, world_size)}
+    tokens = layouts[_IN_ORDER].tokens
+    for name in catalogue().names("ordering") if orderings is None else orderings:
+        layout = Layout(tokens, world_size, name, documents=documents, block_size=block_size)
+        if name != _IN_ORDER and (orderings is not None or _serves(layout)):
+            layouts[name] = layout
+    return layouts
+
+
+def _serves(layout: Layout) -> bool:
+    """Whether the tokens can be put in order."""
+    try:
+        return len(layout.order) == layout.N
+    except InvalidArgument as refusal:
+        # Curves refuse a plain sequence by this name; anything else is a mistake to show.
+        if refusal.argument != "tokens":
+            raise
+        return False
 
 
 def layouts_beside(layout: Layout, documents: Documents | None) -> dict[str, Layout]:
     """Those that `Layout.best` compares, and the layout itself where it is none of them."""
-    layouts = _serving(layout.tokens, layout.world_size, documents, layout.block_size)
+    layouts = layouts_serving(
+        layout.tokens,
+        world_size=layout.world_size,
+        documents=documents,
+        block_size=layout.block_size,
+    )
     like = layouts.get(layout.ordering or _IN_ORDER)
     if like is None or like.sizes != layout.sizes or not np.array_equal(like.order, layout.order):
         layouts["as stored"] = layout
     return layouts
-
-
-def _candidates(
-    in_order: Layout,
-    documents: Documents | None,
-    block_size: int | None,
-    orderings: Sequence[str] | None,
-) -> Iterator[tuple[str, Layout]]:
-    names = catalogue().names("ordering") if orderings is None else orderings
-    for name in names:
-        layout = Layout(
-            in_order.tokens,
-            in_order.world_size,
-            name,
-            documents=documents,
-            block_size=block_size,
-        )
-        try:
-            np.shape(layout.order)
-        except InvalidArgument:
-            # It does not serve such tokens. Asked for by name, it says so.
-            if orderings is not None:
-                raise
-            continue
-        yield name, layout
 
 
 def best_layout(
@@ -129,7 +129,13 @@ def best_layout(
         raise InvalidArgument("pattern", expected="a Pattern", got=repr(pattern))
     if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
         raise InvalidArgument("block_size", expected="an integer >= 1", got=repr(block_size))
-    layouts = _serving(tokens, world_size, documents, block_size, orderings)
+    layouts = layouts_serving(
+        tokens,
+        world_size=world_size,
+        documents=documents,
+        block_size=block_size,
+        orderings=orderings,
+    )
     seen = Seen.of(pattern, layouts[_IN_ORDER].tokens, causal=causal, documents=documents)
     activity = activity_of(seen, layouts, block_size)
     chosen = layouts[activity.fewest]
