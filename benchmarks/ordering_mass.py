@@ -137,11 +137,13 @@ MASKS = ("blobs", "tissue")
 
 
 def tables(*, quick: bool = False) -> Iterator[Table]:
-    """Shares on grids and masks, on text, and on the first grid for two rules of offsets."""
+    """Shares on grids and masks, on photographs, on text, and for two rules of offsets."""
     planes = {FIRST: PLANES[FIRST]} if quick else PLANES | {TISSUE: (tissue(), (1, 2, 4))}
     yield _planes(planes)
     yield _offsets()
     yield _text(512 if quick else 4096)
+    if not quick:
+        yield from _photographs()
 
 
 def tissue() -> Tokens:
@@ -195,6 +197,16 @@ def _text(N: int) -> Table:
     return Table.of(
         "text", f"Share of a local mass that is kept, {N:,} tokens of text", header, rows
     )
+
+
+def _photographs() -> Iterator[Table]:
+    """Attention maps that know of no distances, from the example of images."""
+    # Here, as for tissue.
+    from examples.image import Problem
+    from examples.image.report import distances, masses
+
+    yield Table.of("photographs", *masses(Problem()))
+    yield Table.of("distances", *distances(Problem()))
 
 
 def targets(found: dict[str, Table]) -> list[Target]:
