@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 __all__ = ["machine"]
@@ -9,4 +11,5 @@ __all__ = ["machine"]
 
 def machine() -> str:
     """One line for above the figures."""
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads on a CPU, float32"
+    threads, cores = torch.get_num_threads(), os.cpu_count()
+    return f"torch {torch.__version__} on a CPU, {threads} of {cores} cores, float32"

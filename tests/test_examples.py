@@ -26,8 +26,9 @@ from examples.coverage import (
 )
 from examples.image import dilated, neighborhood
 from examples.image.features import features, patches
-from examples.image.problem import ORDERINGS, Inputs, Problem, pass_over
+from examples.image.problem import Inputs, Problem, pass_over
 from examples.image.similarity import BANDS, attention_map, bands
+from examples.orderings import ORDERINGS
 from examples.slide import locality, runs, tissue
 from examples.slide.encoder import GIGAPATH_PATTERN, SlideEncoder, Width, position_embedding
 from examples.slide.problem import Problem as SlideProblem
@@ -74,7 +75,7 @@ def test_the_image_example_runs_and_says_what_orderings_change(tmp_path: Path) -
     (mass,) = titled(found, "The share of real attention maps")
     assert float(mass["hilbert"]) > float(mass["row-major"])
     active = {
-        row["ordering"]: int(row["Neighborhood(13)"].split()[0])
+        row["ordering"]: int(row["Neighborhood(13) over Grid(64, 64)"].split()[0])
         for row in titled(found, "Active pairs")
     }
     assert active["hilbert"] < active["row-major"]

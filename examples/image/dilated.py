@@ -10,8 +10,9 @@ import torch
 from examples.bundled import photograph
 from examples.coverage import captured, captured_by_band, heads_that_show, places, sampled
 from examples.image.features import features, patches
-from examples.image.problem import ORDERINGS, Inputs, Problem, pass_over
+from examples.image.problem import Inputs, Problem, pass_over
 from examples.image.similarity import BANDS, attention_map, bands
+from examples.orderings import ORDERINGS
 from examples.timing import medians
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import torch
 from ringspan.testing import assert_exact, yardstick
 
 from examples.coverage import sampled
-from examples.image.problem import ORDERINGS, Inputs, Problem, pass_over
+from examples.image.problem import Inputs, Problem, pass_over
+from examples.orderings import ORDERINGS
 from examples.timing import medians
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from examples.bundled import photograph
 from examples.image.dilated import rows_of, share_of
 from examples.image.features import PATCH, patches
-from examples.image.problem import ORDERINGS, Problem
+from examples.image.problem import Problem
+from examples.orderings import ORDERINGS
 
 __all__ = ["draw"]
 

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["ORDERINGS", "Inputs", "Problem", "pass_over", "rectangles"]
+__all__ = ["Inputs", "Problem", "pass_over", "rectangles"]
 
-ORDERINGS = ("row-major", "snake", "tiles", "morton", "hilbert", "gilbert")
 BACKEND = "sdpa"
 """One for all, so that times differ by the ordering alone."""
 

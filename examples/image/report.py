@@ -15,8 +15,9 @@ from examples.image.dilated import (
     times,
 )
 from examples.image.neighborhood import HEADS, stored
-from examples.image.problem import ORDERINGS, Problem, rectangles
+from examples.image.problem import Problem, rectangles
 from examples.image.similarity import BANDS
+from examples.orderings import ORDERINGS
 from examples.tables import Table
 
 __all__ = ["reported"]
@@ -84,7 +85,7 @@ def active(problem: Problem) -> Table:
     cases += [(grid, problem.window) for grid in rectangles(problem)]
     columns = [_counted(grid, window) for grid, window in cases]
     return Table(
-        f"Active pairs of blocks of {BLOCK} tokens, in percent of all pairs",
+        f"Active pairs of blocks of {BLOCK} tokens, and their share of all pairs",
         ("ordering", *(f"Neighborhood({window}) over {grid}" for grid, window in cases)),
         tuple((ordering, *(column[ordering] for column in columns)) for ordering in ORDERINGS),
     )

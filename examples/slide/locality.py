@@ -8,7 +8,8 @@ import ringspan as rs
 import torch
 
 from examples.coverage import Rows, captured, heads_that_show, places, sampled
-from examples.slide.problem import ORDERINGS, Problem
+from examples.orderings import ORDERINGS
+from examples.slide.problem import Problem
 
 if TYPE_CHECKING:
     from jaxtyping import Int

@@ -8,9 +8,7 @@ import ringspan as rs
 
 from examples.slide.encoder import GIGAPATH_PATTERN, Width
 
-__all__ = ["ORDERINGS", "Problem"]
-
-ORDERINGS = ("row-major", "snake", "tiles", "morton", "hilbert", "gilbert")
+__all__ = ["Problem"]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ringspan as rs
 
 from examples.blocks import BLOCK, active_blocks
+from examples.orderings import ORDERINGS
 from examples.slide.locality import mass_captured
-from examples.slide.problem import ORDERINGS, Problem
+from examples.slide.problem import Problem
 from examples.slide.runs import Run, neighborhood_runs, packed_apart, pattern_runs
 from examples.slide.tissue import Slide, halves, slide
 from examples.tables import Table

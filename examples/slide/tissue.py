@@ -59,7 +59,7 @@ def mask_of(size: int) -> Bool[Tensor, "size size"]:
 
     colour = _pixels(size).mean(-1)
     saturation = 1 - colour.amin(-1) / colour.amax(-1)
-    mask: Tensor = saturation > float(threshold_otsu(saturation.numpy()))
+    mask: Tensor = saturation > float(threshold_otsu(saturation.numpy()))  # type: ignore[no-untyped-call]
     return mask
 
 
