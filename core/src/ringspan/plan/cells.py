@@ -157,7 +157,9 @@ class _Bands:
     query: Ints
     key: Ints
     low: Ints
+    """Counted from the tile of the cells, whose key `first` is the first one here."""
     high: Ints
+    first: Ints
     query_start: Ints
     query_length: Ints
     key_start: Ints
@@ -169,9 +171,12 @@ class _Bands:
     def of(cls, cells: Cells, rows: int | None, alike: int | None) -> _Bands:
         assert cells.low is not None
         assert cells.high is not None
-        sees = cells.low < cells.high
-        query, low, high = cells.query.rows[sees], cells.low[sees], cells.high[sees]
-        bounds = counted(sees)[cells.query.bounds]
+        query, low, high, bounds = cells.query.rows, cells.low, cells.high, cells.query.bounds
+        sees = low < high
+        all_see = bool(sees.all())
+        if not all_see:
+            query, low, high = query[sees], low[sees], high[sees]
+            bounds = counted(sees)[bounds]
         # Where no query sees the keys between, two tiles do not compute and fetch them.
         runs = np.union1d(bounds, np.flatnonzero(low[1:] > high[:-1]) + 1)
         if alike is not None:
@@ -179,37 +184,30 @@ class _Bands:
         run, start, length = _pieces(runs, _most_rows(cells, low, high, runs, rows))
         tile = np.searchsorted(bounds, runs[run], side="right") - 1
         if not len(start):
-            return cls(query, cells.key.rows, low, high, start, length, start, length, None, False)
+            none = (start, start, length, start, length)
+            return cls(query, cells.key.rows, low, high, *none, None, False)
         first = np.minimum.reduceat(low, start)
         last = np.maximum.reduceat(high, start)
-        moved = np.repeat(first, length)
         return cls(
             query,
             cells.key.rows,
-            low - moved,
-            high - moved,
+            low,
+            high,
+            first,
             start,
             length,
             cells.key.bounds[tile] + first,
             last - first,
-            cells.step if cells.seen is None and sees.all() else None,
+            cells.step if cells.seen is None and all_see else None,
             len(start) >= len(runs),
         )
 
     def cases(self) -> tuple[Ints, Ints, Ints]:
         """For each tile its mask case by number, and of a band its `left` and `right`, else 0."""
         starts, ends = self.query_start, self.query_start + self.query_length - 1
-        row = np.arange(len(self.query)) - np.repeat(starts, self.query_length)
-        low_last, high_first = self.low[ends], self.high[starts]
+        low_last, right = self.low[ends] - self.first, self.high[starts] - self.first - 1
         # Bounds that nobody oversteps are as wide as any query could see.
-        left = np.where(low_last > 0, self.query_length - 1 - low_last, self.query_length - 1)
-        right = np.where(high_first < self.key_length, high_first, self.key_length) - 1
-        by_row = (np.repeat(x, self.query_length) for x in (left, right, self.key_length))
-        left_of, right_of, keys_of = by_row
-        band = (self.low == np.maximum(row - left_of, 0)) & (
-            self.high == np.minimum(row + right_of + 1, keys_of)
-        )
-        is_band = np.logical_and.reduceat(band, starts)
+        left, is_band = self.query_length - 1 - low_last, self._are_bands(starts, ends)
         wide = is_band & (left >= self.query_length - 1) & (right >= self.key_length - 1)
         square = self.query_length == self.key_length
         stair = is_band & square & (left == self.query_length - 1) & (right == 0)
@@ -220,6 +218,19 @@ class _Bands:
         named = found == cases.index(MaskCase.BAND)
         return found, np.where(named, left, 0), np.where(named, right, 0)
 
+    def _are_bands(self, starts: Ints, ends: Ints) -> Bools:
+        """Whether bounds stay or rise by one from row to row, `low` later on and `high` before."""
+        low, high = _steps(self.low), _steps(self.high)
+        # Steps that only grow, or only fall, are between those of the first and the last row.
+        turns = np.zeros(len(low), dtype=bool)
+        turns[:-1] = (low[1:] < low[:-1]) | (high[1:] > high[:-1])
+        turns[ends] = turns[ends - 1] = False  # Of steps into the next tile.
+        straight = ~np.logical_or.reduceat(turns, starts)
+        last = np.maximum(ends - 1, 0)
+        rising = (low[starts] >= 0) & (low[last] <= 1) & (high[starts] <= 1) & (high[last] >= 0)
+        found: Bools = (starts == ends) | (straight & rising)
+        return found
+
     def batch(self, tiles: Ints, case: MaskCase) -> Batch:
         query_length, key_length = (
             int(length[tiles[0]]) for length in (self.query_length, self.key_length)
@@ -227,7 +238,7 @@ class _Bands:
         low = high = None
         if case is MaskCase.INTERVAL:
             rows = self.query_start[tiles, None] + np.arange(query_length)
-            low, high = self.low[rows], self.high[rows]
+            low, high = (x[rows] - self.first[tiles, None] for x in (self.low, self.high))
         return Batch(
             self._rows(self.query, self.query_start[tiles], query_length),
             self._rows(self.key, self.key_start[tiles], key_length),
@@ -242,6 +253,14 @@ class _Bands:
             return Lines(rows[start], self.step, length)
         some: Ints = rows[start[:, None] + np.arange(length)]
         return some
+
+
+def _steps(x: Ints) -> Ints:
+    """From each element to the next one; of the last, 0."""
+    steps = np.empty_like(x)
+    np.subtract(x[1:], x[:-1], out=steps[:-1])
+    steps[-1] = 0
+    return steps
 
 
 def _plateaus(low: Ints, high: Ints, runs: Ints, least: int) -> Ints:
