@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from ringspan.contracts import Grid
-from ringspan_hilbert import Curve, Hilbert, Morton
+from ringspan.contracts import Coordinates, Grid
+from ringspan_hilbert import Curve, Gilbert, Hilbert, Morton
 from torch import Tensor
 
 PLANE = Grid(64, 64)
@@ -32,9 +33,23 @@ def captured_mass(points: Tensor, places: Tensor, sigma: float) -> float:
     return float(torch.stack(shares).mean())
 
 
-def in_plane(places: Tensor) -> float:
-    cells = torch.tensor(PLANE.coordinates, dtype=torch.float64)
+def in_plane(places: Tensor, tokens: Grid | Coordinates = PLANE) -> float:
+    cells = torch.tensor(tokens.coordinates, dtype=torch.float64)
     return captured_mass(cells, places, sigma=2.0)
+
+
+def tissue(h: int, w: int) -> Coordinates:
+    """The cells of some overlapping discs with holes, as of a slide without its background."""
+    y, x = np.mgrid[:h, :w]
+
+    def disc(cy: float, cx: float, radius: float) -> np.ndarray:
+        inside: np.ndarray = (y - cy * h) ** 2 + (x - cx * w) ** 2 < (radius * h) ** 2
+        return inside
+
+    mask = disc(0.3, 0.3, 0.27) | disc(0.65, 0.6, 0.3) | disc(0.25, 0.8, 0.18)
+    mask |= disc(0.8, 0.15, 0.12)
+    mask &= ~(disc(0.33, 0.27, 0.09) | disc(0.6, 0.68, 0.11) | disc(0.75, 0.5, 0.06))
+    return Coordinates(np.argwhere(mask))
 
 
 def in_line(places: Tensor, sigma: float) -> float:
@@ -46,9 +61,39 @@ def test_row_major_keeps_a_third_of_a_local_mass_in_the_plane() -> None:
     assert in_plane(torch.arange(PLANE.N)) == pytest.approx(0.36, abs=0.01)
 
 
-@pytest.mark.parametrize("curve", [Hilbert(), Morton()], ids=lambda curve: curve.name)
+each_curve = pytest.mark.parametrize(
+    "curve", [Hilbert(), Morton(), Gilbert()], ids=lambda curve: curve.name
+)
+
+
+@each_curve
 def test_a_curve_keeps_three_quarters_of_a_local_mass_in_the_plane(curve: Curve) -> None:
     assert in_plane(curve.places(PLANE).places) == pytest.approx(0.74, abs=0.01)
+
+
+@each_curve
+def test_a_curve_keeps_as_much_on_a_grid_that_is_no_power_of_two(curve: Curve) -> None:
+    grid = Grid(48, 80)
+    assert in_plane(torch.arange(grid.N), grid) == pytest.approx(0.34, abs=0.01)
+    assert in_plane(curve.places(grid).places, grid) == pytest.approx(0.745, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("shape", "row_major", "hilbert", "morton", "gilbert"),
+    [
+        ((64, 64), 0.476, 0.714, 0.705, 0.720),
+        ((70, 90), 0.446, 0.712, 0.690, 0.706),
+        ((90, 110), 0.382, 0.690, 0.680, 0.695),
+    ],
+)
+def test_continuous_curves_keep_more_than_mortons_of_an_irregular_mask(
+    shape: tuple[int, int], row_major: float, hilbert: float, morton: float, gilbert: float
+) -> None:
+    tokens = tissue(*shape)
+    kept = [in_plane(c.places(tokens).places, tokens) for c in (Hilbert(), Morton(), Gilbert())]
+    assert kept == pytest.approx([hilbert, morton, gilbert], abs=0.002)
+    assert in_plane(torch.arange(tokens.N), tokens) == pytest.approx(row_major, abs=0.002)
+    assert min(kept[0], kept[2]) > kept[1]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ringspan_hilbert.interleave import WORD
 from ringspan_hilbert.splitting import CHILDREN, Boxes, Child, Split, split
 
 if TYPE_CHECKING:
@@ -20,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Parts", "gilbert_word", "levels_of_word", "parts"]
+
+
+WORD = 48
+"""Bits of a key's word: levels take time, and after so many most points have parted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
