@@ -30,6 +30,11 @@ class Rows:
     mass: Float[Tensor, "Q N"]
     """Each row's sum is 1."""
 
+    def of_others(self) -> Rows:
+        """The same without what a query gives to itself, which every pattern shows."""
+        mass = self.mass.scatter(1, self.queries[:, None], 0.0)
+        return Rows(self.queries, mass / mass.sum(-1, keepdim=True))
+
 
 def places(tokens: Tokens, ordering: str) -> Int[Tensor, " N"]:
     """Where each token stands along an ordering."""

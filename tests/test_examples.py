@@ -74,6 +74,8 @@ def test_the_image_example_runs_and_says_what_orderings_change(tmp_path: Path) -
     assert len({row["GFLOP"] for row in costs}) == 1
     (mass,) = titled(found, "The share of real attention maps")
     assert float(mass["hilbert"]) > float(mass["row-major"])
+    (others,) = titled(found, "The same without the mass that queries give to themselves")
+    assert float(mass["hilbert"]) > float(others["hilbert"]) > float(others["row-major"])
     active = {
         row["ordering"]: int(row["Neighborhood(13) over Grid(64, 64)"].split()[0])
         for row in titled(found, "Active pairs")
@@ -137,6 +139,7 @@ def test_captured_mass_is_a_mean_over_heads_and_parts_by_band() -> None:
     rows = Rows(torch.tensor([0]), mass)
     share = torch.tensor([[1.0, 0.5, 0.0, 1.0]])
     assert captured(rows, share) == pytest.approx(0.625)
+    assert captured(rows.of_others(), share) == pytest.approx(0.25)
     by_band = captured_by_band(rows, share, torch.tensor([[0, 1, 1, 1]]), 2)
     assert by_band.tolist() == pytest.approx([1.0, 0.25])
 

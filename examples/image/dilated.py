@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import ringspan as rs
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from examples.coverage import Rows
 
 __all__ = [
+    "Captured",
     "bands_of_mass",
     "mass_captured",
     "mass_captured_by_band",
@@ -32,6 +34,17 @@ __all__ = [
 ]
 
 WAYS = ("as given", "stored", "renumbered")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The share of an attention map's mass on tokens that are shown, by ordering."""
+
+    photograph: str
+    scale: float
+    of_all: dict[str, float]
+    of_others: dict[str, float]
+    """Without what queries give to themselves."""
 
 
 def operations(problem: Problem, ordering: str) -> int:
@@ -52,15 +65,23 @@ def rows_of(problem: Problem, name: str, scale: float, queries: Int[Tensor, " Q"
     return attention_map(found, queries, scale)
 
 
-def mass_captured(problem: Problem) -> dict[tuple[str, float], dict[str, float]]:
-    """For each photograph and scale, the share of the map's mass that each ordering captures."""
+def mass_captured(problem: Problem) -> list[Captured]:
+    """For each photograph and scale, what each ordering captures."""
     queries = sampled(problem.grid.N, problem.queries)
     shares = {ordering: share_of(problem, ordering, queries) for ordering in ORDERINGS}
-    found = {}
+    found = []
     for name in problem.photographs:
         for scale in problem.scales:
             rows = rows_of(problem, name, scale, queries)
-            found[name, scale] = {key: captured(rows, share) for key, share in shares.items()}
+            others = rows.of_others()
+            found.append(
+                Captured(
+                    name,
+                    scale,
+                    {ordering: captured(rows, share) for ordering, share in shares.items()},
+                    {ordering: captured(others, share) for ordering, share in shares.items()},
+                )
+            )
     return found
 
 

@@ -27,7 +27,7 @@ def reported(problem: Problem) -> list[Table]:
     """Runs everything."""
     return [
         costs(problem),
-        masses(problem),
+        *masses(problem),
         distances(problem),
         active(problem),
         neighborhoods(problem),
@@ -53,16 +53,22 @@ def costs(problem: Problem) -> Table:
     )
 
 
-def masses(problem: Problem) -> Table:
+def masses(problem: Problem) -> list[Table]:
     """What share of real attention maps lies on keys that are shown."""
-    return Table(
-        "The share of real attention maps' mass that the pattern shows, in percent",
-        ("photograph", "scale", *ORDERINGS),
-        tuple(
-            (name, f"{scale:g}", *_percent(shares.values()))
-            for (name, scale), shares in mass_captured(problem).items()
+    found = mass_captured(problem)
+    header = ("photograph", "scale", *ORDERINGS)
+    return [
+        Table(
+            "The share of real attention maps' mass that the pattern shows, in percent",
+            header,
+            tuple((x.photograph, f"{x.scale:g}", *_percent(x.of_all.values())) for x in found),
         ),
-    )
+        Table(
+            "The same without the mass that queries give to themselves",
+            header,
+            tuple((x.photograph, f"{x.scale:g}", *_percent(x.of_others.values())) for x in found),
+        ),
+    ]
 
 
 def distances(problem: Problem) -> Table:
