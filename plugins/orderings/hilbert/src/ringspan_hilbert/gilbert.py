@@ -33,13 +33,13 @@ class Parts:
     shapes. A point is followed from the box to its cell by looking them up.
     """
 
-    cuts: Int[Tensor, "S axes"]
+    cuts: Int[Tensor, "axes S"]
     """int32: a point is in the lower part of shape `s` along an axis if its distance from the
     lower corner is less than this; 0 where the axis is not cut."""
     steps: Int[Tensor, "S lower"]
     """int32: for each set of axes along which a point is in the lower part (bit `i`: axis `i`),
     the shape of that part times 8, plus its number along the curve."""
-    corners: Int[Tensor, "S lower axes"]
+    corners: Int[Tensor, "axes S lower"]
     """int32: the lower corner of that part, from that of the box."""
     levels: int
     """After so many splits all that is left are cells."""
@@ -47,7 +47,7 @@ class Parts:
     @property
     def digit_bits(self) -> int:
         """Bits of a part's number: of three in a plane, and of five in space."""
-        return 3 if self.cuts.shape[1] == 3 else 2
+        return 3 if len(self.cuts) == 3 else 2
 
     def to(self, device: torch.device) -> Parts:
         """On that device."""
@@ -74,8 +74,8 @@ def gilbert_word(axes: Sequence[Int[Tensor, " N"]], parts: Parts, word: int) -> 
     rest = [axis.clone() for axis in axes]
     step, found = torch.zeros_like(rest[0]), torch.empty_like(rest[0])
     key = torch.zeros_like(rest[0], dtype=torch.int64)
-    cuts, steps, n = parts.cuts.T.contiguous(), parts.steps.flatten(), len(axes)
-    corners = parts.corners.flatten(end_dim=1).T.contiguous()
+    cuts, steps, n = parts.cuts, parts.steps.flatten(), len(axes)
+    corners = parts.corners.flatten(start_dim=1)
     for level in range(last):
         shape = step >> 3
         at = shape << n
@@ -110,11 +110,12 @@ def parts(sizes: tuple[int, ...]) -> Parts:
         boxes, numbers = following, numbers + len(following.sizes)
     # The last level only leads to itself, and is never left.
     cuts, steps, corners = (np.concatenate(table) for table in zip(*tables, strict=True))
-    return Parts(_int32(cuts), _int32(steps), _int32(corners), levels=len(tables) - 1)
+    corners = np.moveaxis(corners, 2, 0)
+    return Parts(_int32(cuts.T), _int32(steps), _int32(corners), levels=len(tables) - 1)
 
 
 def _int32(x: npt.NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(x.astype(np.int32))
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.int32))
 
 
 def _cuts(boxes: Boxes, first: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

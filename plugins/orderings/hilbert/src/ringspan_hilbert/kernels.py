@@ -54,9 +54,10 @@ def gilbert_keys(box: Box, parts: Parts, word: int) -> Int[Tensor, " N"]:
             *_three(box),
             keys,
             len(keys),
-            parts.cuts.contiguous(),
-            parts.steps.contiguous(),
-            parts.corners.contiguous(),
+            parts.cuts,
+            parts.steps,
+            parts.corners,
+            parts.cuts.shape[1],
             AXES=len(box.axes),
             FIRST=first,
             LAST=last,
@@ -155,6 +156,7 @@ def _gilbert_kernel(
     cuts,
     steps,
     corners,
+    S,
     AXES: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
@@ -169,17 +171,17 @@ def _gilbert_kernel(
     shape = tl.zeros([BLOCK], tl.int32)
     key = tl.zeros([BLOCK], tl.int64)
     for level in range(LAST):
-        lower = (a < tl.load(cuts + shape * AXES)).to(tl.int32)
+        lower = (a < tl.load(cuts + shape)).to(tl.int32)
         if AXES > 1:
-            lower += (b < tl.load(cuts + shape * AXES + 1)).to(tl.int32) << 1
+            lower += (b < tl.load(cuts + S + shape)).to(tl.int32) << 1
         if AXES > 2:
-            lower += (c < tl.load(cuts + shape * AXES + 2)).to(tl.int32) << 2
+            lower += (c < tl.load(cuts + 2 * S + shape)).to(tl.int32) << 2
         part = (shape << AXES) + lower
-        a -= tl.load(corners + part * AXES)
+        a -= tl.load(corners + part)
         if AXES > 1:
-            b -= tl.load(corners + part * AXES + 1)
+            b -= tl.load(corners + (S << AXES) + part)
         if AXES > 2:
-            c -= tl.load(corners + part * AXES + 2)
+            c -= tl.load(corners + (2 * S << AXES) + part)
         step = tl.load(steps + part)
         shape = step >> 3
         if level >= FIRST:
