@@ -63,10 +63,22 @@ def own_rows(x: Tensor, layout: Layout, rank: int, dim: int) -> Tensor:
 
 def permuted(x: Tensor, there: Tensor, back: Tensor, dim: int) -> Tensor:
     """The rows `there` of `x`; `back` is the inverse permutation, by which gradients return."""
+    result: Tensor = _Permuted.apply(x, there, back, dim)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Permuted(torch.autograd.Function):
     # The derivative of index_select would add into zeros, row by row.
-    return stated(
-        x, lambda x: x.index_select(dim, there), lambda grad: grad.index_select(dim, back)
-    )
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, dim: int) -> Tensor:
+        ctx.save_for_backward(there, back)
+        ctx.dim = dim
+        return x.index_select(dim, there)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        there, back = ctx.saved_tensors
+        return permuted(grad, back, there, ctx.dim), None, None, None
 
 
 def sharded(x: Tensor, layout: Layout, group: Any, dim: int) -> Tensor:
