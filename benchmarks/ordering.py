@@ -55,7 +55,7 @@ def figures(*, quick: bool) -> Iterator[tuple[Table, dict[str, Any]]]:
     if not quick:
         yield ordering_blocks.timed(rounds=3)
         yield ordering_cost.moved(rounds=3)
-        yield ordering_cost.orders(repeats=3)
+        yield ordering_cost.orders(repeats=3), {}
 
 
 def targets(found: dict[str, Table]) -> list[Target]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
-import numpy as np
 import ringspan as rs
 import torch
-from ringspan.catalogue import catalogue
-from ringspan.contracts.tokens import Tokens
 
-from benchmarks.measure import seconds
-from benchmarks.ordering_mass import ORDERINGS
+from benchmarks import curves
 from benchmarks.ordering_tables import Table, Target
 from benchmarks.ordering_times import CPU, Turns
 
@@ -25,11 +20,6 @@ PATTERNS = {
     "`Dilated((1024, 4096, 16384, 65536), (1, 4, 16, 64))` along hilbert": rs.Dilated(
         (1024, 4096, 16384, 65536), (1, 4, 16, 64), along="hilbert"
     ),
-}
-MILLION = {
-    "1024 x 1024": rs.Grid(1024, 1024),
-    "1000 x 1050": rs.Grid(1000, 1050),
-    "100 x 100 x 105": rs.Grid(100, 100, 105),
 }
 
 
@@ -65,27 +55,17 @@ def _attention(pattern: rs.Neighborhood | rs.Dilated, layout: rs.Layout) -> Call
     return run
 
 
-def orders(repeats: int) -> tuple[Table, dict[str, dict[str, list[float]]]]:
+def orders(repeats: int) -> Table:
     """Milliseconds until an order is found, which happens once for equal tokens."""
-    shapes: dict[str, Tokens] = {"256 x 256": PLANE, **MILLION}
-    shapes["a million random points"] = rs.Coordinates(
-        np.random.default_rng(0).integers(0, 4096, (2**20, 2))
-    )
-    rows, samples = [], {}
-    for shape, tokens in shapes.items():
-        found = {name: _found(name, tokens, repeats) for name in ORDERINGS}
-        rows.append(
-            (shape, tokens.N, *(1000 * statistics.median(found[each]) for each in ORDERINGS))
-        )
-        samples[shape] = found
-    title = "Finding an order, ms, once"
-    return Table.of("orders", title, ("tokens", "N", *ORDERINGS), rows), samples
+    here = curves.measured(PLANE.N, repeats, CPU)
+    found = {f"{PLANE}": here[f"{PLANE}"], **curves.measured(1_000_000, repeats, CPU)}
+    columns = tuple(here[f"{PLANE}"])
+    rows = [(_title(name), *(1000 * row[each] for each in columns)) for name, row in found.items()]
+    return Table.of("orders", "Finding an order, ms", ("tokens", *columns), rows)
 
 
-def _found(name: str, tokens: Tokens, repeats: int) -> list[float]:
-    provider = catalogue().provider("ordering", name)
-    tokens.coordinates  # noqa: B018 - a grid's are made once, whoever asks first
-    return [seconds(lambda: provider.places(tokens), CPU) for _ in range(repeats)]
+def _title(tokens: str) -> str:
+    return f"`{tokens}`" if tokens.startswith("Grid") else f"a million random points, {tokens}"
 
 
 def invariance(side: int = 64) -> Table:
