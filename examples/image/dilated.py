@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import ringspan as rs
@@ -61,8 +62,12 @@ def share_of(problem: Problem, ordering: str, queries: Int[Tensor, " Q"]) -> Flo
 
 def rows_of(problem: Problem, name: str, scale: float, queries: Int[Tensor, " Q"]) -> Rows:
     """Rows of a photograph's attention map."""
-    found = features(patches(photograph(name), problem.size))
-    return attention_map(found, queries, scale)
+    return attention_map(_features(name, problem.size), queries, scale)
+
+
+@lru_cache(maxsize=8)
+def _features(name: str, size: int) -> Float[Tensor, "N C"]:
+    return features(patches(photograph(name), size))
 
 
 def mass_captured(problem: Problem) -> list[Captured]:
