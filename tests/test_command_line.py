@@ -100,7 +100,7 @@ def test_explain_takes_a_pattern_along_a_curve_stored_along_another() -> None:
     assert sum(rank["rows"] for rank in content["ranks"]) == 1024
 
 
-@pytest.mark.parametrize("ordering", ["hilbert", "morton", "snake", "tiles"])
+@pytest.mark.parametrize("ordering", ["hilbert", "gilbert", "morton", "snake", "tiles"])
 def test_plot_draws_an_ordering(tmp_path: Path, ordering: str) -> None:
     out = tmp_path / "ordering.svg"
     ringspan("plot", "ordering", ordering, "--grid", "8x8", "--out", str(out))

@@ -328,7 +328,7 @@ def test_a_run_is_reproducible_bit_by_bit(pattern: Named, backend: str) -> None:
 
 
 @settings(max_examples=30)
-@given(configurations(max_N=100), st.sampled_from(("hilbert", "morton", "snake", "tiles")))
+@given(configurations(max_N=100), st.sampled_from(("hilbert", "gilbert", "morton", "snake", "tiles")))
 def test_a_folded_sequence_follows_the_curve_inside_each_segment(
     configuration: Configuration, ordering: str
 ) -> None:
@@ -370,7 +370,7 @@ def places(tokens: Tokens, ordering: str) -> torch.Tensor:
     return torch.empty_like(by_place).scatter_(0, by_place, torch.arange(tokens.N))
 
 
-@pytest.mark.parametrize("ordering", ["hilbert", "morton", "snake", "tiles", "row-major"])
+@pytest.mark.parametrize("ordering", ["hilbert", "gilbert", "morton", "snake", "tiles", "row-major"])
 def test_a_curve_on_a_plain_sequence_is_refused_naming_the_remedies(ordering: str) -> None:
     q = torch.randn(1, 8, 2, 4)
     with pytest.raises(rs.errors.InvalidArgument, match="Grid") as refusal:

@@ -33,10 +33,11 @@ def test_squares_of_tokens_see_a_third_to_a_half_of_the_blocks_that_rows_see(
         "row-major": by_rows,
         "snake": by_rows,
     }
-    assert {name: active(seen, name, tokens) for name in ("tiles", "morton", "hilbert")} == {
+    assert {name: active(seen, name, tokens) for name in ("tiles", "morton", "hilbert", "gilbert")} == {
         "tiles": by_squares,
         "morton": by_squares,
         "hilbert": by_squares,
+        "gilbert": by_squares,
     }
 
 

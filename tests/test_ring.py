@@ -16,7 +16,7 @@ from ringspan.testing.multiplicity import dense
 from ringspan.testing.strategies import Configuration, configurations
 
 NAMES = ("out", "lse", "grad_query", "grad_key", "grad_value")
-ORDERINGS = (None, "zigzag", "striped", "hilbert", "snake", "tiles", "morton")
+ORDERINGS = (None, "zigzag", "striped", "hilbert", "gilbert", "snake", "tiles", "morton")
 WORLD_SIZES = (1, 2, 3, 4)
 
 

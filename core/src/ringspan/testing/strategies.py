@@ -25,7 +25,7 @@ __all__ = [
     "lengths",
 ]
 
-ORDERINGS = ("identity", "row-major", "snake", "tiles", "hilbert", "morton")
+ORDERINGS = ("identity", "row-major", "snake", "tiles", "hilbert", "morton", "gilbert")
 """Of the plugins that come with the library."""
 
 
