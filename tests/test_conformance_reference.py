@@ -9,6 +9,7 @@ import pytest
 from ringspan.testing import (
     AttentionBackendSuite,
     CommunicatorSuite,
+    CudaAdapterSuite,
     GeometricOrderingSuite,
     OrderingSuite,
     VirtualCommunicatorSuite,
@@ -22,6 +23,7 @@ PAGE = ROOT / "docs/reference/conformance.md"
 SUITES: dict[str, type[Suite]] = {
     "Providers of every kind": ProviderSuite,
     "AttentionBackendSuite": AttentionBackendSuite,
+    "CudaAdapterSuite": CudaAdapterSuite,
     "OrderingSuite": OrderingSuite,
     "GeometricOrderingSuite": GeometricOrderingSuite,
     "CommunicatorSuite": CommunicatorSuite,
