@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -33,13 +34,13 @@ COUNTED = (ordering_mass, ordering_blocks, ordering_ring)
 
 def measured(*, quick: bool = False) -> dict[str, Any]:
     """Everything as data: environment, tables, targets, and every sample of a time."""
-    tables, samples = [], {}
+    where, tables, samples = environment(), [], {}
     for table, found in figures(quick=quick):
         print(table.title, flush=True)
         tables.append(table)
         samples |= found
     return {
-        "environment": environment(),
+        "environment": where,
         "targets": [vars(target) for target in targets({table.name: table for table in tables})],
         "tables": [vars(table) for table in tables],
         "samples": samples,
@@ -71,6 +72,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "device": detect(torch.device("cpu")).name,
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 

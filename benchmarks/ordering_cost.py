@@ -60,7 +60,10 @@ def orders(repeats: int) -> Table:
     here = curves.measured(PLANE.N, repeats, CPU)
     found = {f"{PLANE}": here[f"{PLANE}"], **curves.measured(1_000_000, repeats, CPU)}
     columns = tuple(here[f"{PLANE}"])
-    rows = [(_title(name), *(1000 * row[each] for each in columns)) for name, row in found.items()]
+    rows = [
+        (_title(name), *(round(1000 * row[each]) for each in columns))
+        for name, row in found.items()
+    ]
     return Table.of("orders", "Finding an order, ms", ("tokens", *columns), rows)
 
 
