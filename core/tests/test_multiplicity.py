@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from ringspan.contracts import InvalidArgument
-from ringspan.contracts.tokens import Grid, Sequence
+from ringspan.contracts.tokens import Grid, Sequence, Tokens
 from ringspan.testing import multiplicity
 from ringspan.testing.case import Case
+from ringspan.testing.curve import Curve
 from ringspan.testing.named import Named, Near, Periodic
 from ringspan.testing.strategies import KINDS, Configuration, cases, configurations
 from torch import Tensor
@@ -257,6 +259,30 @@ def test_a_pattern_along_an_ordering_is_taken_in_places() -> None:
     assert rows(m) == ["##..", ".##.", "..##", "...#"]
 
 
+def by_first_axis(name: str, tokens: Tokens) -> np.ndarray:
+    """An ordering: from the largest coordinate of the first axis to the smallest."""
+    points = tokens.coordinates
+    return np.arange(tokens.N)[::-1] if points is None else np.argsort(-points[:, 0], kind="stable")
+
+
+def test_a_curve_begins_anew_and_sees_turned_axes_as_it_is_told() -> None:
+    def places(curve: Curve, tokens: Tokens, lengths: list[int] | None = None) -> list[int]:
+        return curve.places(tokens, by_first_axis, lengths).tolist()
+
+    assert places(Curve("falling"), Grid(2, 3)) == [3, 4, 5, 0, 1, 2]
+    assert places(Curve("falling", axes=(1, 0)), Grid(2, 3)) == [4, 2, 0, 5, 3, 1]
+    assert places(Curve("falling", chunk=4), Sequence(6)) == [3, 2, 1, 0, 5, 4]
+    assert places(Curve("falling", chunk="segment"), Sequence(6), [1, 3, 4]) == [0, 3, 2, 1, 5, 4]
+    assert places(Curve("falling", chunk="segment"), Sequence(3)) == [2, 1, 0]
+    # Of five tokens in rows of three, the second row comes first.
+    assert places(Curve("falling", fold=True), Sequence(6), [5, 5]) == [2, 3, 4, 0, 1, 5]
+    assert places(Curve("falling", fold=True, chunk=4), Sequence(5), [5]) == [2, 3, 0, 1, 4]
+
+
+def curve_of(case: Case) -> Curve:
+    return case.pattern.along or Curve("")
+
+
 HAZARDS: dict[str, Callable[[Case], bool]] = {
     **{kind: lambda c, kind=kind: c.pattern.kind == kind for kind in KINDS},
     "one token": lambda c: c.N == 1,
@@ -268,7 +294,11 @@ HAZARDS: dict[str, Callable[[Case], bool]] = {
     "no keys": lambda c: c.padding == "all",
     "dropout": lambda c: c.dropout_p > 0,
     "empty documents": lambda c: c.documents is not None and 0 in c.documents,
-    "curves through documents": lambda c: c.pattern.along in ("hilbert", "morton") and c.documents,
+    "curves through documents": lambda c: curve_of(c).ordering == "hilbert" and c.documents,
+    "turned curves": lambda c: c.grid and curve_of(c).axes == (1, 0),
+    "curves in chunks": lambda c: c.grid and curve_of(c).chunk in range(2, c.N),
+    "curves in segments": lambda c: c.grid and c.documents and curve_of(c).chunk == "segment",
+    "folded curves in chunks": lambda c: curve_of(c).fold and curve_of(c).chunk == 3,
     "padded chunks": lambda c: c.positions is not None and c.padding == "scattered",
     "stored otherwise, with a sink": lambda c: c.stored == "morton" and c.sink is not None,
     "neighbours at points": lambda c: c.gaps and c.pattern.kind == "Neighborhood",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-    Order = Callable[[str, Tokens], np.ndarray[Any, np.dtype[np.int64]]]
+    from ringspan.testing.curve import Order
 
 __all__ = ["STRIDES", "Case"]
 
@@ -173,11 +172,7 @@ class Case(Shapes):
         ]
 
     def _alone(self, tokens: Tokens, order: Order) -> Int[Tensor, "H N N"]:
-        m = self.pattern.multiplicity(tokens, self.heads, self.kv_heads)
-        if self.pattern.along is None or tokens.N == 0:
-            return m
-        by_place = torch.tensor(order(self.pattern.along, tokens))
-        return multiplicity.in_places(m, by_place.argsort())
+        return self.pattern.in_positions(tokens, self.heads, self.kv_heads, order)
 
     def _dense_at_positions(self) -> Int[Tensor, "1 Nq N"]:
         """Positions of queries that are not among the keys may lie beyond them, and recur."""

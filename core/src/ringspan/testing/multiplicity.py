@@ -177,11 +177,12 @@ def head_groups(
     kv_heads: int,
     segment_lengths: Sequence[int],
     dilation_rates: Sequence[int],
+    places: Sequence[Int[Tensor, " N"]] | None = None,
 ) -> Int[Tensor, "heads N N"]:
     """Each group of key/value heads uses one branch alone.
 
     Of `G` branches, the first `Hkv mod G` have a group one larger; a head's offset is its index
-    within the group, mod `r`.
+    within the group, mod `r`. `places` are each branch's, as for `dilated`.
     """
     groups = len(segment_lengths)
     of_kv_head = []
@@ -192,7 +193,7 @@ def head_groups(
     for h in range(heads):
         g, index = of_kv_head[h // (heads // kv_heads)]
         w, r = segment_lengths[g], dilation_rates[g]
-        m[h] = dilated(N, 1, 1, [w], [r], [index % r])
+        m[h] = dilated(N, 1, 1, [w], [r], [index % r], places=_branch_places(N, places, g))
     return m
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,19 @@ import torch
 
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.testing import multiplicity
+from ringspan.testing.curve import Curve
 
 if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
     from ringspan.contracts.tokens import Tokens
+    from ringspan.testing.curve import Order
 
 __all__ = ["Named", "Near", "Periodic"]
+
+_COUNTED = {"Dilated": "dilated", "HeadGroups": "head_groups"}
+"""Patterns of which each branch has places of its own."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,41 @@ class Named:
         made: Any = module
         for part in self.kind.split("."):
             made = getattr(made, part)
-        return made(**self.fields)
+        built = {
+            name: value.built(module) if isinstance(value, Curve) else value
+            for name, value in self.fields.items()
+        }
+        return made(**built)
 
     @property
-    def along(self) -> str | None:
+    def along(self) -> Curve | None:
         """The ordering in whose places the pattern is taken."""
-        along: str | None = self.fields.get("along")
-        return along
+        along: Curve | str | None = self.fields.get("along")
+        return Curve(along) if isinstance(along, str) else along
 
     @property
     def reaches_beyond(self) -> bool:
         """Whether queries may stand anywhere, also beyond the keys, and several at one place."""
         return self.kind == "Dense" and self.along is None
+
+    def in_positions(
+        self, tokens: Tokens, heads: int, kv_heads: int, order: Order
+    ) -> Int[Tensor, "H N N"]:
+        """`m_h(i, j)` over one document; `order` is as for `Curve.places`."""
+        curve = self.along
+        if curve is None or tokens.N == 0:
+            return self.multiplicity(tokens, heads, kv_heads)
+        given = {name: value for name, value in self.fields.items() if name != "along"}
+        lengths = self.fields.get("segment_lengths", ())
+        if self.kind in ("Dilated", "HeadGroups"):
+            given["places"] = [curve.places(tokens, order, itertools.repeat(w)) for w in lengths]
+            counted = getattr(multiplicity, _COUNTED[self.kind])
+            m: Tensor = counted(tokens.N, heads, kv_heads, **given)
+            return m
+        # Segments of other lengths, one after the other; or none.
+        segments = itertools.cycle(lengths) if lengths else None
+        m = self.multiplicity(tokens, heads, kv_heads)
+        return multiplicity.in_places(m, curve.places(tokens, order, segments))
 
     def multiplicity(self, tokens: Tokens, heads: int, kv_heads: int) -> Int[Tensor, "H N N"]:
         """`m_h(i, j)` over one document, in the places of its ordering if it has one."""

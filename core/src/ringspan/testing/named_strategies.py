@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ringspan.contracts.tokens import Grid
+from ringspan.testing.curve import Curve
 from ringspan.testing.named import Named, Near, Periodic
 
 __all__ = ["KINDS", "branches", "named"]
@@ -76,15 +77,24 @@ def named(
         fields = draw(_blocks(kind, N if documents is None else max(documents)))
     else:
         fields = draw(_branched(kind, N, heads, kv_heads))
-    if _may_lie_along(kind, fields, grid) and draw(st.integers(0, 2)):
-        fields["along"] = draw(st.sampled_from(list(orderings)))
+    # Where there are no coordinates, a curve needs an invented grid.
+    if _may_lie_along(kind, fields) and draw(st.integers(0, 2)) > (not grid):
+        name = draw(st.sampled_from(list(orderings)))
+        plain = bool(grid) and draw(st.booleans())
+        fields["along"] = name if plain else draw(_curve(name, len(grid), N))
     return Named(kind, fields)
 
 
-def _may_lie_along(kind: str, fields: dict[str, Any], grid: tuple[int, ...]) -> bool:
-    if not grid or kind == "Dilated.torchscale":
-        return False
-    return kind != "Dense" or fields["window"] is not None
+def _may_lie_along(kind: str, fields: dict[str, Any]) -> bool:
+    return kind != "Dilated.torchscale" and (kind != "Dense" or fields["window"] is not None)
+
+
+@st.composite
+def _curve(draw: st.DrawFn, ordering: str, axes: int, N: int) -> Curve:
+    """A curve that sees axes in another order, or begins anew more often than at documents."""
+    turned = st.none() | st.permutations(range(axes or 2)).map(tuple)
+    chunk = st.sampled_from((None, "segment", "segment")) | st.integers(1, N + 3)
+    return Curve(ordering, fold=not axes, axes=draw(turned), chunk=draw(chunk))
 
 
 @st.composite
