@@ -205,8 +205,11 @@ def _photographs() -> Iterator[Table]:
     from examples.image import Problem
     from examples.image.report import distances, masses
 
-    yield Table.of("photographs", *masses(Problem()))
-    yield Table.of("distances", *distances(Problem()))
+    problem = Problem()
+    of_all, of_others = masses(problem)
+    yield Table.of("photographs", *of_all)
+    yield Table.of("photographs, others", *of_others)
+    yield Table.of("distances", *distances(problem))
 
 
 def targets(found: dict[str, Table]) -> list[Target]:
