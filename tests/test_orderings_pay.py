@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ringspan as rs
 from ringspan import Grid, Neighborhood, pictures
 from ringspan.cli.app import app
 from ringspan.plan.activity import Seen
@@ -33,7 +34,8 @@ def test_squares_of_tokens_see_a_third_to_a_half_of_the_blocks_that_rows_see(
         "row-major": by_rows,
         "snake": by_rows,
     }
-    assert {name: active(seen, name, tokens) for name in ("tiles", "morton", "hilbert", "gilbert")} == {
+    squares = ("tiles", "morton", "hilbert", "gilbert")
+    assert {name: active(seen, name, tokens) for name in squares} == {
         "tiles": by_squares,
         "morton": by_squares,
         "hilbert": by_squares,
@@ -69,3 +71,19 @@ def test_plot_draws_orderings_and_what_they_do(
     result = CliRunner().invoke(app, ["plot", *arguments, "--out", "out.png"])
     assert result.exit_code == 0, result.stderr
     assert Path("out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("name", ["hilbert", "gilbert", "morton", "tiles"])
+def test_a_pattern_along_the_curve_of_storage_gathers_nothing(name: str, world_size: int) -> None:
+    tokens = Grid(64, 64)
+    pattern = rs.Dilated((64, 256, 1024), (1, 2, 4), along=name)
+    inputs = rs.Inputs(N=tokens.N, heads=8, head_dim=16)
+
+    def launches(ordering: str | None) -> list[str]:
+        layout = rs.Layout(tokens, world_size, ordering)
+        ranks = rs.explain(inputs, pattern=pattern, layout=layout).ranks
+        return [launch for rank in ranks for step in rank.steps for launch in step.launches]
+
+    assert all(launch.endswith("views") for launch in launches(name))
+    assert any(launch.endswith("gathered") for launch in launches(None))

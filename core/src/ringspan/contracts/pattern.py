@@ -147,13 +147,20 @@ class Listed:
 
     def ascending(self) -> Listed:
         """The same sets, each in order of position."""
-        descents = np.diff(self.rows) <= 0
-        borders = self.bounds[(self.bounds > 0) & (self.bounds < len(self.rows))]
+        return self._sorted(self.rows)
+
+    def sorted_by(self, keys: Positions) -> Listed:
+        """The same sets, each in ascending order of its tokens' keys, `[N]`."""
+        return self._sorted(keys[self.rows])
+
+    def _sorted(self, keys: Positions) -> Listed:
+        descents = np.diff(keys) < 0
+        borders = self.bounds[(self.bounds > 0) & (self.bounds < len(keys))]
         descents[borders - 1] = False
         if not descents.any():
             return self
         number = np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
-        return Listed(self.rows[np.lexsort((self.rows, number))], self.bounds)
+        return Listed(self.rows[np.lexsort((keys, number))], self.bounds)
 
     def shifted(self, starts: Positions) -> Listed:
         """The sets once for each of `starts`, moved there."""

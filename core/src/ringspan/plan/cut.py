@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,15 +56,25 @@ class _CliquesCut(Cut):
         self._sets = part.sets.listed().ascending()
         self._stairs = queries is not keys or not spares_intervals(part, keys)
 
+    @cached_property
+    def _stored(self) -> tuple[Listed, Listed]:
+        """The sets as queries and as keys, in the order in which they are stored."""
+        return self._queries.stored(self._sets), self._keys.stored(self._sets)
+
     def cells(self, query_rank: int, key_rank: int, *, causal: bool) -> Cells:
-        query, _ = self._queries.held(self._sets, query_rank)
-        key, _ = self._keys.held(self._sets, key_rank)
-        cells = Cells(query, key)
+        # What everyone sees needs no order of position: rows that lie evenly stay a view.
+        query_sets, key_sets = (self._sets, self._sets) if causal else self._stored
+        cells = self._cells(query_sets, key_sets, query_rank, key_rank)
         return cells.causal() if causal else cells
+
+    def _cells(self, query_sets: Listed, key_sets: Listed, query_rank: int, key_rank: int) -> Cells:
+        query, _ = self._queries.held(query_sets, query_rank)
+        key, _ = self._keys.held(key_sets, key_rank)
+        return Cells(query, key)
 
     def meet(self, query_rank: int, key_rank: int, *, causal: bool) -> Iterator[Batch]:
         if causal and query_rank == key_rank and self._queries is self._keys:
-            for batch in self.cells(query_rank, key_rank, causal=False).batches():
+            for batch in self._cells(self._sets, self._sets, query_rank, key_rank).batches():
                 yield Batch(batch.query, batch.key, MaskCase.CAUSAL)
         else:
             cells = self.cells(query_rank, key_rank, causal=causal)

@@ -78,6 +78,13 @@ class Holdings:
             row[held] = np.arange(len(held))
         return row
 
+    def stored(self, sets: Listed) -> Listed:
+        """The same sets, each in the order in which ranks hold it; sets come in order of position.
+
+        A position that nobody holds may stand anywhere.
+        """
+        return sets if self.in_order else sets.sorted_by(self._row)
+
     def rows(self, positions: Ints) -> Ints:
         """The row of each position on the rank that holds it."""
         return positions if self.in_order else self._row[positions]
