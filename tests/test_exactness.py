@@ -24,6 +24,8 @@ from tests.front_door import BACKENDS, computed, computed_alone, exact, poisoned
 backends = st.sampled_from(BACKENDS)
 BLOCKS = [kind for kind in KINDS if kind.startswith("BlockSparse")]
 
+CURVES = ("hilbert", "gilbert", "morton", "snake", "tiles")
+
 
 def check(case: Case, backend: str, fresh: bool = False) -> None:
     with nullcontext() if fresh else poisoned():
@@ -328,7 +330,9 @@ def test_a_run_is_reproducible_bit_by_bit(pattern: Named, backend: str) -> None:
 
 
 @settings(max_examples=30)
-@given(configurations(max_N=100), st.sampled_from(("hilbert", "gilbert", "morton", "snake", "tiles")))
+@given(
+    configurations(max_N=100), st.sampled_from(("hilbert", "gilbert", "morton", "snake", "tiles"))
+)
 def test_a_folded_sequence_follows_the_curve_inside_each_segment(
     configuration: Configuration, ordering: str
 ) -> None:
@@ -370,7 +374,9 @@ def places(tokens: Tokens, ordering: str) -> torch.Tensor:
     return torch.empty_like(by_place).scatter_(0, by_place, torch.arange(tokens.N))
 
 
-@pytest.mark.parametrize("ordering", ["hilbert", "gilbert", "morton", "snake", "tiles", "row-major"])
+@pytest.mark.parametrize(
+    "ordering", ["hilbert", "gilbert", "morton", "snake", "tiles", "row-major"]
+)
 def test_a_curve_on_a_plain_sequence_is_refused_naming_the_remedies(ordering: str) -> None:
     q = torch.randn(1, 8, 2, 4)
     with pytest.raises(rs.errors.InvalidArgument, match="Grid") as refusal:
