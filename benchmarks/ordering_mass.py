@@ -22,7 +22,17 @@ from ringspan.plan.schedule import parts_of
 
 from benchmarks.ordering_tables import Table, Target
 
-__all__ = ["ORDERINGS", "TISSUE", "blobs", "captured", "pattern", "tables", "targets", "tissue"]
+__all__ = [
+    "ORDERINGS",
+    "TISSUE",
+    "blobs",
+    "captured",
+    "pattern",
+    "photographs",
+    "tables",
+    "targets",
+    "tissue",
+]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -143,7 +153,7 @@ def tables(*, quick: bool = False) -> Iterator[Table]:
     yield _offsets()
     yield _text(512 if quick else 4096)
     if not quick:
-        yield from _photographs()
+        yield from photographs(quick=False)
 
 
 def tissue() -> Tokens:
@@ -199,13 +209,13 @@ def _text(N: int) -> Table:
     )
 
 
-def _photographs() -> Iterator[Table]:
+def photographs(*, quick: bool) -> Iterator[Table]:
     """Attention maps that know of no distances, from the example of images."""
     # Here, as for tissue.
     from examples.image import Problem
     from examples.image.report import distances, masses
 
-    problem = Problem()
+    problem = Problem.quick() if quick else Problem()
     of_all, of_others = masses(problem)
     yield Table.of("photographs", *of_all)
     yield Table.of("photographs, others", *of_others)

@@ -120,6 +120,16 @@ def test_rows_that_travel_are_those_that_some_query_sees() -> None:
         assert received == int(seen.sum())
 
 
+def test_the_example_of_images_gives_the_tables_that_the_page_shows(
+    tables: dict[str, Table],
+) -> None:
+    found = {table.name: table for table in ordering_mass.photographs(quick=True)}
+    assert list(found) == ["photographs", "photographs, others", "distances"]
+    assert {name: table.header for name, table in found.items()} == {
+        name: tables[name].header for name in found
+    }
+
+
 def test_a_template_that_asks_for_what_was_not_measured_is_an_error(
     record: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
