@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from ringspan import Along, Coordinates, Documents, Grid, Layout
 from ringspan.contracts import Permutation, Sequence, Tokens
 from ringspan.engine.call import Call
-from ringspan.errors import BrokenContract, InvalidArgument
+from ringspan.errors import BrokenContract, InvalidArgument, UnknownProvider
 from ringspan.plan.activity import Seen
+from ringspan.plan.orders import order
 from ringspan.testing import multiplicity
 
 pytestmark = pytest.mark.usefixtures("orderings")
@@ -430,7 +431,9 @@ def test_what_does_not_fit_is_refused_by_name(name: str, attempt: Any) -> None:
 
 def test_orders_are_built_once_and_cannot_be_written_to() -> None:
     first = Layout(Grid(3, 4), ordering="scrambled").order
-    assert first is Layout(Grid(3, 4), ordering="scrambled").order
+    assert first is Layout(Grid(3, 4), weights=(2.0,), ordering="scrambled").order
+    # Also where a pattern follows the curve by which tokens are stored.
+    assert first is order("scrambled", Grid(3, 4))
     with pytest.raises(ValueError, match="read-only"):
         first[0] = 1
 
@@ -495,6 +498,15 @@ def test_the_best_layout_of_documents_orders_each_alone() -> None:
     assert best.documents == documents
     assert best.ordering == "down-columns"
     assert sorted(best.order[:64].tolist()) == list(range(64))
+
+
+def test_an_unknown_ordering_is_refused_by_name_also_among_others() -> None:
+    for attempt in (
+        lambda: Layout(Grid(2, 3), ordering=Along("peano", chunk=2)).order,
+        lambda: Layout.best(Grid(2, 3), rs.Dense(), orderings=("scrambled", "peano")),
+    ):
+        with pytest.raises(UnknownProvider, match="peano"):
+            attempt()
 
 
 def test_an_ordering_that_fails_for_another_reason_is_not_merely_left_out(

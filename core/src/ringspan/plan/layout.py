@@ -152,7 +152,9 @@ class Layout:
         if along is None:
             return np.arange(self.N, dtype=np.int64)
         if along.plain and self.documents is None:
-            return order(along.ordering, self.tokens, self.world_size, self._own_weights)
+            # One shard is what a pattern along the same ordering asks for, and is found with it.
+            shards = (self.world_size, self._own_weights) if self.world_size > 1 else ()
+            return order(along.ordering, self.tokens, *shards)
         domain = Domain(self.tokens, 1, 1, order, self.documents)
         return along.tokens_by_place(domain, max(self.N, 1))
 
