@@ -31,8 +31,8 @@ class Along:
     Args:
         ordering: name of an ordering plugin's provider, such as `"hilbert"`.
         fold: for a plain sequence, fold each segment on an invented, nearly square grid and
-            follow the curve through it. Off by default because it harms locality: neighbours in
-            the sequence part more often than they meet.
+            follow the curve through it. Off by default: within a segment it gains nothing, and
+            over a whole text (`chunk=N`) neighbours part more often than they meet.
         axes: the axes of the coordinates in the order in which the ordering is to see them, such
             as `(1, 0)` for columns before rows; None: as they are. Layers that alternate between
             orders mix more (Point Transformer V3, arXiv 2312.10035).
