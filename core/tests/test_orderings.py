@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ringspan as rs
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ringspan import Along, Coordinates, Documents, Grid, Layout
 from ringspan.contracts import Permutation, Sequence, Tokens
@@ -71,7 +71,7 @@ def layouts(draw: st.DrawFn) -> Layout:
     return Layout(
         tokens,
         world_size,
-        draw(st.sampled_from((None, along, along, along.ordering if not fold else along))),
+        draw(st.sampled_from((along, along, along, along.ordering if not fold else along, None))),
         sizes=draw(st.sampled_from((None, tuple(np.diff([0, *cuts, tokens.N]).tolist())))),
         documents=None if isinstance(tokens, Grid) else draw(st.none() | packed(tokens.N)),
         block_size=draw(st.sampled_from((None, 1, 5, 64))),
@@ -206,6 +206,7 @@ def test_blocks_are_consecutive_places_of_one_rank(layout: Layout, block_size: i
         assert [stored.rows[start:end].tolist() for start, end in ends] == blocks
 
 
+@settings(max_examples=300)
 @given(layouts())
 def test_a_layout_s_order_is_that_of_its_stretches_told_one_by_one(layout: Layout) -> None:
     along = layout.along
@@ -218,27 +219,28 @@ def test_a_layout_s_order_is_that_of_its_stretches_told_one_by_one(layout: Layou
     assert layout.order.tolist() == laid(along, layout.tokens, stretches)
 
 
+@settings(max_examples=300)
 @given(some_tokens("gc"), st.data())
 def test_axes_turn_the_coordinates_before_they_are_put_in_order(
     tokens: Tokens, data: st.DataObject
 ) -> None:
     axes = tuple(data.draw(st.permutations(range(tokens.coordinates.shape[1]))))
-    ordering = data.draw(st.sampled_from(EVERY))
+    ordering = data.draw(st.sampled_from(("down-columns", "in-tiles")))
     turned = Coordinates(tokens.coordinates[:, list(axes)])
     found = Layout(tokens, ordering=Along(ordering, axes=axes)).order
     assert found.tolist() == Layout(turned, ordering=ordering).order.tolist()
 
 
+@settings(max_examples=400)
 @given(some_tokens(), st.integers(1, 45), st.booleans(), st.data())
 def test_in_a_dilated_pattern_a_curve_begins_anew_where_it_is_told(
-    tokens: Tokens, causal: bool, w: int, data: st.DataObject
+    tokens: Tokens, w: int, causal: bool, data: st.DataObject
 ) -> None:
     plain = isinstance(tokens, Sequence)
-    w, causal = int(causal), bool(w)
-    fold = plain and data.draw(st.booleans())
+    fold = plain and data.draw(st.integers(0, 3)) > 0
     chunk = data.draw(st.sampled_from((None, "segment", "segment", 1, 4, 11)))
     along = Along(
-        data.draw(st.sampled_from(EVERY if fold or not plain else ANYWHERE)),
+        data.draw(st.sampled_from(EVERY[::-1] if fold or not plain else ANYWHERE)),
         fold=fold,
         axes=data.draw(st.sampled_from((None, (1, 0)))) if fold else None,
         chunk=chunk,
