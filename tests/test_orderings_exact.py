@@ -39,14 +39,17 @@ def calls(draw: st.DrawFn, dtype: torch.dtype, ranks: int = 1) -> tuple[Case, di
     curves = ORDERINGS if case.grid or fold else ("identity",)
     axes = draw(st.none() | st.permutations(range(len(case.grid) or 2)).map(tuple))
     along = rs.Along(
-        draw(st.sampled_from((*curves, *curves, *DEALING))),
+        draw(st.sampled_from(curves)),
         fold=fold,
         axes=axes if case.grid or fold else None,
         chunk=draw(st.none() | st.integers(1, case.N + 3)),
     )
+    dealt = draw(st.integers(0, 3)) == 0
+    if dealt:
+        along = rs.Along(draw(st.sampled_from(DEALING)))
     shape: dict[str, Any] = {"world_size": ranks, "ordering": along}
     shape["block_size"] = draw(st.sampled_from((1, 4, 16, 64, None)))
-    if case.documents is not None and draw(st.booleans()):
+    if case.documents is not None and not dealt and draw(st.booleans()):
         shape["documents"] = rs.Documents.from_lengths(case.documents)
     if draw(st.booleans()):
         ends = st.lists(st.integers(0, case.N), min_size=ranks - 1, max_size=ranks - 1)

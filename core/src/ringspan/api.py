@@ -133,6 +133,7 @@ def attention(
     validation.check_tensors(q, k, v)
     ranks = Ranks.of(group)
     packed = validation.checked_documents(documents)
+    validation.check_stored_documents(layout, packed)
     dropout_p = validation.checked_dropout(dropout_p, seed)
     tensors = Tensors(
         q,
@@ -255,6 +256,7 @@ def explain(
         9
     """
     packed = validation.checked_documents(documents)
+    validation.check_stored_documents(layout, packed)
     positions = validation.checked_query_positions(query_positions)
     dropout_p = validation.checked_dropout(dropout_p, seed)
     ranks = Ranks.of(group)

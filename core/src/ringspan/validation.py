@@ -194,7 +194,9 @@ def _check_held(layout: Layout, rank: int, rows: int) -> None:
             "q",
             expected=f"{layout.sizes[rank]} tokens, as rank {rank} holds in {layout!r}",
             got=f"{rows} tokens",
-            remedy="Shard with layout.shard(x)",
+            remedy="Shard with layout.shard(x)"
+            if layout.world_size > 1
+            else "Put all tokens in order with layout.arrange(x), of a layout of as many",
         )
 
 
@@ -269,6 +271,18 @@ def check_described(
     if positions is not None:
         rows = len(positions) if positions.dim() == 1 else inputs.N
         _check_cross(rows, inputs.N, positions, layout=call.layout, documents=documents)
+
+
+def check_stored_documents(layout: object, documents: Documents | None) -> None:
+    """Refuses a call that forgets or changes the documents that its layout puts in order."""
+    stored = layout.documents if isinstance(layout, Layout) else None
+    if stored is not None and stored != documents:
+        raise InvalidArgument(
+            "documents",
+            expected=f"{stored!r}, as the layout has",
+            got=repr(documents),
+            remedy="Pass the same documents to the layout and to the call",
+        )
 
 
 def checked_documents(documents: object) -> Documents | None:

@@ -75,13 +75,17 @@ def integers(name: str, values: Any, *, expected: str) -> npt.NDArray[np.int64]:
     """`values` (tensor, array or nested lists) as a new int64 array on the host."""
     try:
         array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, NotImplementedError):
         raise InvalidArgument(name, expected=expected, got=type(values).__name__) from None
     if array.size == 0 and array.dtype.kind == "f" and not hasattr(values, "dtype"):
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
+        floats = "Round them, or divide by the size of a cell and round"
         raise InvalidArgument(
-            name, expected=expected, got=f"{array.dtype} of shape {list(array.shape)}"
+            name,
+            expected=expected,
+            got=f"{array.dtype} of shape {list(array.shape)}",
+            remedy=floats if array.dtype.kind == "f" else "",
         )
     if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
         raise InvalidArgument(name, expected=f"{expected}, of 64 bits", got=str(array.max()))

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
     from ringspan.contracts.documents import Documents
 
-__all__ = ["Coordinates", "Grid", "Sequence", "Tokens", "axes_of", "shard_sizes"]
+__all__ = [
+    "Coordinates",
+    "Grid",
+    "Sequence",
+    "Tokens",
+    "axes_of",
+    "shard_sizes",
+    "tokens_from",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ class Grid:
 
     def __init__(self, *shape: int) -> None:
         if len(shape) not in (2, 3) or not all(
-            isinstance(size, int) and size >= 1 for size in shape
+            isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in shape
         ):
             raise InvalidArgument(
                 "Grid", expected="two or three sizes, each an integer >= 1", got=repr(shape)
@@ -149,7 +157,7 @@ class Coordinates(Held):
         expected = "booleans of shape [height, width] or [depth, height, width]"
         try:
             array = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, NotImplementedError):
             raise InvalidArgument("mask", expected=expected, got=type(mask).__name__) from None
         if array.dtype != np.bool_ or array.ndim not in (2, 3):
             raise InvalidArgument(
@@ -182,6 +190,10 @@ class Coordinates(Held):
         """
         from ringspan.contracts.documents import Documents
 
+        if not isinstance(sets, Iterable):
+            raise InvalidArgument(
+                "sets", expected="a list of sets of points", got=type(sets).__name__
+            )
         points = [one if isinstance(one, Coordinates) else cls(one) for one in sets]
         axes = {one.coordinates.shape[1] for one in points}
         if len(axes) != 1:
@@ -214,6 +226,14 @@ class Coordinates(Held):
 
 
 Tokens = Sequence | Grid | Coordinates
+
+
+def tokens_from(literal: Any) -> Tokens | None:
+    """The inverse of a `text`, after `ast.literal_eval`; None stands for a plain sequence."""
+    if literal is None:
+        return None
+    kind, content = literal
+    return Grid(*content) if kind == "grid" else Coordinates.find(content)
 
 
 def axes_of(

@@ -9,12 +9,9 @@ import ast
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-from ringspan.contracts.documents import Documents
 from ringspan.contracts.pattern import Pattern
-from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens
-from ringspan.patterns.along import Along
+from ringspan.contracts.tokens import Coordinates, Grid, Sequence, Tokens, tokens_from
 from ringspan.plan.layout import Layout
 
 __all__ = ["Call"]
@@ -82,31 +79,11 @@ def _from_text(text: str, N: int) -> Call:
         Pattern.from_literal(pattern),
         causal,
         scale,
-        _tokens_from(tokens),
-        None if layout is None else _layout_from(layout, N),
+        tokens_from(tokens),
+        None if layout is None else Layout.from_literal(layout, N),
         *rest,
     )
 
 
 def _tokens_text(tokens: Tokens | None) -> str:
     return tokens.text if isinstance(tokens, Grid | Coordinates) else "None"
-
-
-def _tokens_from(literal: Any) -> Tokens | None:
-    if literal is None:
-        return None
-    kind, content = literal
-    return Grid(*content) if kind == "grid" else Coordinates.find(content)
-
-
-def _layout_from(literal: Any, N: int) -> Layout:
-    tokens, world_size, along, weights, sizes, documents, block_size = literal
-    return Layout(
-        _tokens_from(tokens) or Sequence(N),
-        world_size,
-        None if along is None else Along(*along),
-        weights,
-        sizes=sizes,
-        documents=None if documents is None else Documents.find(documents[1]),
-        block_size=block_size,
-    )

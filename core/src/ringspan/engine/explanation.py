@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ringspan.contracts.errors import InvalidArgument, NoEligibleProvider
+from ringspan.contracts.pattern import Domain
 from ringspan.engine.call import Call
 from ringspan.engine.choice import WHOLE, Operands, decide
 from ringspan.engine.plans import cached_plan, cached_plans
@@ -16,8 +17,9 @@ from ringspan.engine.virtual.calls import check_queries, device_of, layout_of
 from ringspan.engine.ways import ways_of
 from ringspan.plan.activity import Seen
 from ringspan.plan.balance import EVEN, busiest
-from ringspan.plan.best import Activity, activity_of, layouts_beside
+from ringspan.plan.best import Activity, activity_of, layouts_beside, own_blocks
 from ringspan.plan.cost import Cost, cost_of
+from ringspan.plan.orders import order
 from ringspan.plan.staged import Staged, staged
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ __all__ = ["Explanation", "Inputs", "RankReport", "StepReport", "Streamed", "exp
 
 _MOST_PAIRS = 2**24
 """Of a head: with more, counting active blocks takes seconds."""
+_MOST_DOCUMENTS = 64
+"""Each is put in order along every curve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +210,8 @@ class Explanation:
     """In which way rank 0's chosen backends get their rows, by the name of the decision."""
     active_blocks: Activity | None = None
     """How many pairs of blocks of storage are active under each ordering that serves the tokens;
-    for tokens with coordinates and block-sparse patterns of up to 16,777,216 pairs a head."""
+    for tokens with coordinates and block-sparse patterns, of up to 16,777,216 pairs a head and 64
+    documents."""
 
     @property
     def can_run(self) -> bool:
@@ -320,7 +325,8 @@ def _active_blocks(
 ) -> Activity | None:
     blocks = layout.tokens.coordinates is not None or any(plan.whole for plan in plans)
     pairs = sum(plan.area for plan in plans) // inputs.heads
-    if not blocks or layout.block_size is None or pairs > _MOST_PAIRS:
+    many = pairs > _MOST_PAIRS or (documents is not None and len(documents) > _MOST_DOCUMENTS)
+    if not blocks or layout.block_size is None or many:
         return None
     seen = Seen.of(
         call.pattern,
@@ -330,7 +336,11 @@ def _active_blocks(
         causal=call.causal,
         documents=documents,
     )
-    return activity_of(seen, layouts_beside(layout, documents), layout.block_size)
+    domain = Domain(
+        layout.tokens, inputs.heads, inputs.kv_heads or inputs.heads, order, documents, call.causal
+    )
+    own = own_blocks(call.pattern, domain, seen)
+    return activity_of(seen, layouts_beside(layout, documents), layout.block_size, own)
 
 
 def _layout_reason(layout: Layout, plans: Sequence[Plan], causal: bool) -> str:

@@ -168,9 +168,9 @@ def _checked_axes(axes: object) -> tuple[int, ...] | None:
 
 
 def _checked_chunk(chunk: object) -> int:
-    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
+    if not isinstance(chunk, int) or isinstance(chunk, bool) or not 1 <= chunk < 2**53:
         raise InvalidArgument(
-            "chunk", expected="an integer >= 1, 'segment' or None", got=repr(chunk)
+            "chunk", expected="an integer in 1 .. 2**53 - 1, 'segment' or None", got=repr(chunk)
         )
     return int(chunk)
 

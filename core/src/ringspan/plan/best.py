@@ -10,9 +10,11 @@ import numpy as np
 
 from ringspan.catalogue import catalogue
 from ringspan.contracts.errors import InvalidArgument
-from ringspan.contracts.pattern import Pattern
+from ringspan.contracts.pattern import Blocks, Domain, Pattern
 from ringspan.plan.activity import Seen
 from ringspan.plan.layout import Layout
+from ringspan.plan.orders import order
+from ringspan.plan.schedule import parts_of
 
 if TYPE_CHECKING:
     from ringspan.contracts.documents import Documents
@@ -37,6 +39,9 @@ class Activity:
     blocks: int
     """How many there are."""
     counts: dict[str, int]
+    own: int | None = None
+    """Of the blocks that the pattern chooses by itself, which run where a layout has no ordering
+    or no block size; None: it chooses none."""
 
     @property
     def fewest(self) -> str:
@@ -48,23 +53,39 @@ class Activity:
         for name, count in sorted(self.counts.items(), key=lambda item: item[1]):
             by_count.setdefault(count, []).append(name)
         counts = "; ".join(f"{count} {', '.join(names)}" for count, names in by_count.items())
-        return f"active pairs of blocks of {self.block_size}, of {self.blocks**2}: {counts}"
+        own = "" if self.own is None else f"; {self.own} in the pattern's own blocks"
+        return f"active pairs of blocks of {self.block_size}, of {self.blocks**2}: {counts}{own}"
 
 
-def activity_of(seen: Seen, layouts: dict[str, Layout], block_size: int) -> Activity:
+def activity_of(
+    seen: Seen, layouts: dict[str, Layout], block_size: int, own: int | None
+) -> Activity:
     """The active pairs of blocks of what is seen, under each of some layouts, by name."""
     counts, blocks = {}, 0
     for name, layout in layouts.items():
         numbers = layout.block_numbers(block_size)
         blocks = int(numbers.max(initial=-1)) + 1
         counts[name] = seen.active(numbers, blocks)
-    return Activity(block_size, blocks, counts)
+    return Activity(block_size, blocks, counts, own)
+
+
+def own_blocks(pattern: Pattern, domain: Domain, seen: Seen) -> int | None:
+    """The active pairs of the blocks that a pattern chooses by itself; None: it chooses none."""
+    parts = [part for _, part in parts_of(pattern, domain)]
+    if not parts or not all(isinstance(part, Blocks) for part in parts):
+        return None
+    sets = parts[0].sets.listed()
+    count = len(sets.bounds) - 1
+    numbers = np.empty(domain.N, np.int64)
+    numbers[sets.rows] = np.repeat(np.arange(count), np.diff(sets.bounds))
+    return seen.active(numbers, count)
 
 
 def layouts_serving(
     tokens: int | Tokens,
     *,
     world_size: int = 1,
+    sizes: tuple[int, ...] | None = None,
     documents: Documents | None = None,
     block_size: int | None = None,
     orderings: Sequence[str] | None = None,
@@ -74,16 +95,19 @@ def layouts_serving(
     Args:
         tokens: what the tokens are.
         world_size: number of shards.
+        sizes: of the shards; None: even.
         documents: of packed sequences.
         block_size: of the layouts.
         orderings: names to choose from, none of which may refuse the tokens; None: all that are
             installed, without those that refuse them.
     """
     # Also where the plugin that offers an ordering of this name is absent.
-    layouts = {_IN_ORDER: Layout(tokens, world_size)}
+    layouts = {_IN_ORDER: Layout(tokens, world_size, sizes=sizes)}
     tokens = layouts[_IN_ORDER].tokens
     for name in catalogue().names("ordering") if orderings is None else orderings:
-        layout = Layout(tokens, world_size, name, documents=documents, block_size=block_size)
+        layout = Layout(
+            tokens, world_size, name, sizes=sizes, documents=documents, block_size=block_size
+        )
         if name != _IN_ORDER and (orderings is not None or _serves(layout)):
             layouts[name] = layout
     return layouts
@@ -94,8 +118,9 @@ def _serves(layout: Layout) -> bool:
     try:
         return len(layout.order) == layout.N
     except InvalidArgument as refusal:
-        # Curves refuse a plain sequence by this name; anything else is a mistake to show.
-        if refusal.argument != "tokens":
+        # Curves refuse a plain sequence, and balanced orderings to be asked for each document; by
+        # these names. Anything else is a mistake to show.
+        if refusal.argument not in ("tokens", "ordering"):
             raise
         return False
 
@@ -105,11 +130,12 @@ def layouts_beside(layout: Layout, documents: Documents | None) -> dict[str, Lay
     layouts = layouts_serving(
         layout.tokens,
         world_size=layout.world_size,
+        sizes=layout.sizes,
         documents=documents,
         block_size=layout.block_size,
     )
     like = layouts.get(layout.ordering or _IN_ORDER)
-    if like is None or like.sizes != layout.sizes or not np.array_equal(like.order, layout.order):
+    if like is None or not np.array_equal(like.order, layout.order):
         layouts["as stored"] = layout
     return layouts
 
@@ -127,6 +153,14 @@ def best_layout(
     """See `Layout.best`."""
     if not isinstance(pattern, Pattern):
         raise InvalidArgument("pattern", expected="a Pattern", got=repr(pattern))
+    if not isinstance(causal, bool):
+        raise InvalidArgument("causal", expected="True or False", got=repr(causal))
+    if orderings is not None and not (
+        isinstance(orderings, tuple | list) and all(isinstance(name, str) for name in orderings)
+    ):
+        raise InvalidArgument(
+            "orderings", expected="a tuple of names of orderings, or None", got=repr(orderings)
+        )
     if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
         raise InvalidArgument("block_size", expected="an integer >= 1", got=repr(block_size))
     layouts = layouts_serving(
@@ -136,8 +170,10 @@ def best_layout(
         block_size=block_size,
         orderings=orderings,
     )
-    seen = Seen.of(pattern, layouts[_IN_ORDER].tokens, causal=causal, documents=documents)
-    activity = activity_of(seen, layouts, block_size)
+    alike = layouts[_IN_ORDER].tokens
+    seen = Seen.of(pattern, alike, causal=causal, documents=documents)
+    own = own_blocks(pattern, Domain(alike, 1, 1, order, documents, causal), seen)
+    activity = activity_of(seen, layouts, block_size, own)
     chosen = layouts[activity.fewest]
     return Layout(
         chosen.tokens,
@@ -152,5 +188,6 @@ def best_layout(
 def _reason(activity: Activity) -> str:
     in_order, fewest = activity.counts[_IN_ORDER], activity.counts[activity.fewest]
     if activity.fewest == _IN_ORDER:
-        return f"no ordering has fewer than the order of positions; {activity}"
+        kept = "no ordering has fewer than the order of positions"
+        return f"{kept}, which is kept; {activity}"
     return f"{fewest / in_order:.2f} of the order of positions; {activity}"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import ast
+import itertools
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ringspan.contracts.documents import Documents
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.pattern import Domain, Listed
-from ringspan.contracts.tokens import Sequence, Tokens, shard_sizes
+from ringspan.contracts.tokens import Sequence, Tokens, shard_sizes, tokens_from
 from ringspan.patterns.along import Along
 from ringspan.plan import layout_checks as checked
 from ringspan.plan.orders import order
@@ -27,9 +31,7 @@ from ringspan.plan.shards import (
 if TYPE_CHECKING:
     import numpy.typing as npt
     from jaxtyping import Int
-    from torch import Tensor
 
-    from ringspan.contracts.documents import Documents
     from ringspan.contracts.pattern import Pattern
 
 __all__ = ["Layout"]
@@ -92,8 +94,10 @@ class Layout:
         self.sizes = checked.checked_sizes(sizes, self.N, self.world_size, self.weights)
         self.explicit_sizes = None if sizes is None else self.sizes
         self.documents = checked.checked_documents(documents, self.tokens)
-        self.block_size = checked.checked_block_size(block_size)
+        self.block_size = None if block_size is None else checked.checked_block_size(block_size)
         self.reason = checked.checked_reason(reason)
+        self.bounds = (0, *itertools.accumulate(self.sizes))
+        """Rank `p` holds the places `bounds[p] .. bounds[p + 1] - 1`."""
         self.text = self._make_text()
 
     @classmethod
@@ -111,8 +115,10 @@ class Layout:
         """The layout under which the fewest pairs of blocks are active; `reason` has the counts.
 
         A pair of blocks, each `block_size` consecutive places, is active where some query of the
-        one sees some key of the other: that is what a kernel computes. Where no ordering has fewer
-        than the order of positions, that is kept; of equal ones the first of `orderings` is taken.
+        one sees some key of the other. That is what a kernel computes which takes block-sparse
+        work whole (`Capabilities.blocks`); others get tiles of the keys that a block sees, which
+        are fewer. Where no ordering has fewer than the order of positions, that is kept, with
+        blocks of the pattern's own choice; of equal orderings the first of `orderings` is taken.
 
         Args:
             tokens: what the tokens are.
@@ -130,7 +136,7 @@ class Layout:
         Example:
             >>> from ringspan import Dense
             >>> Layout.best(1000, Dense(), orderings=()).reason  # doctest: +NORMALIZE_WHITESPACE
-            'no ordering has fewer than the order of positions;
+            'no ordering has fewer than the order of positions, which is kept;
             active pairs of blocks of 64, of 256: 256 identity'
         """
         from ringspan.plan.best import best_layout
@@ -155,19 +161,29 @@ class Layout:
             # One shard is what a pattern along the same ordering asks for, and is found with it.
             shards = (self.world_size, self._own_weights) if self.world_size > 1 else ()
             return order(along.ordering, self.tokens, *shards)
+        self._check_restarts(along)
         domain = Domain(self.tokens, 1, 1, order, self.documents)
         return along.tokens_by_place(domain, max(self.N, 1))
+
+    def _check_restarts(self, along: Along) -> None:
+        """Refuses what deals tokens to shards, where it would be asked for stretches of them."""
+        if self.world_size == 1 or along.fold:
+            return
+        dealt = order(along.ordering, self.tokens, self.world_size, self._own_weights)
+        if not np.array_equal(dealt, order(along.ordering, self.tokens)):
+            raise InvalidArgument(
+                "ordering",
+                expected="one that follows the tokens alone, with documents, axes or a chunk",
+                got=f"{along.ordering!r}, which deals all tokens to {self.world_size} ranks",
+                remedy="Leave documents, axes and chunk out of the layout; attention still takes "
+                "documents",
+            )
 
     @property
     def _own_weights(self) -> tuple[float, ...] | None:
         if self.weights is None and self.sizes != shard_sizes(self.N, self.world_size, None):
             return tuple(float(size) for size in self.sizes)
         return self.weights
-
-    @cached_property
-    def bounds(self) -> tuple[int, ...]:
-        """Rank `p` holds the places `bounds[p] .. bounds[p + 1] - 1`."""
-        return (0, *np.cumsum(self.sizes, dtype=np.int64).tolist())
 
     @property
     def contiguous(self) -> bool:
@@ -196,6 +212,7 @@ class Layout:
         return numbers
 
     def _block_bounds(self, block_size: int) -> npt.NDArray[np.int64]:
+        block_size = checked.checked_block_size(block_size)
         starts = [np.arange(a, b, block_size, dtype=np.int64) for a, b in pairwise(self.bounds)]
         return np.append(np.concatenate(starts), self.N)
 
@@ -204,6 +221,10 @@ class Layout:
 
         These are what rotary embeddings and causality go by.
         """
+        if torch.compiler.is_compiling():
+            rank = checked.checked_rank(rank, self.world_size)
+            there: Tensor = _storage_order(self.text, self.N)[0]
+            return there[self.bounds[rank] : self.bounds[rank + 1]]
         return torch.from_numpy(self._held(rank).copy())
 
     def coordinates(self, rank: int) -> Int[Tensor, "n axes"]:
@@ -255,6 +276,9 @@ class Layout:
 
     def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The position at each place, and the place of each position; copied to a device once."""
+        if torch.compiler.is_compiling():
+            there, back = _storage_order(self.text, self.N)
+            return there.to(device), back.to(device)
         if device not in self._on_devices:
             there = torch.from_numpy(self.order.copy())
             back = torch.empty_like(there)
@@ -342,6 +366,20 @@ class Layout:
             f"{self.explicit_sizes!r}, {documents}, {self.block_size!r})"
         )
 
+    @staticmethod
+    def from_literal(literal: Any, N: int) -> Layout:
+        """The inverse of `text`, after `ast.literal_eval`; `N` is the length of a sequence."""
+        tokens, world_size, along, weights, sizes, documents, block_size = literal
+        return Layout(
+            tokens_from(tokens) or Sequence(N),
+            world_size,
+            None if along is None else Along(*along),
+            weights,
+            sizes=sizes,
+            documents=None if documents is None else Documents.find(documents[1]),
+            block_size=block_size,
+        )
+
     def laid_over(self, tokens: Tokens) -> Layout:
         """The same layout of as many other tokens."""
         return Layout(
@@ -406,3 +444,21 @@ def _rebuilt(
         block_size=block_size,
         reason=reason,
     )
+
+
+# One operator, because orderings live on the host, where `torch.compile` cannot follow.
+@torch.library.custom_op("ringspan::storage_order", mutates_args=())
+def _storage_order(layout: str, N: int) -> tuple[Tensor, Tensor]:
+    there, back = _read(layout, N)._indices(torch.device("cpu"))
+    # What an operator returns is its own.
+    return there.clone(), back.clone()
+
+
+@_storage_order.register_fake
+def _(layout: str, N: int) -> tuple[Tensor, Tensor]:
+    return torch.empty(N, dtype=torch.int64), torch.empty(N, dtype=torch.int64)
+
+
+@lru_cache(maxsize=64)
+def _read(layout: str, N: int) -> Layout:
+    return Layout.from_literal(ast.literal_eval(layout), N)

@@ -94,11 +94,11 @@ def checked_documents(documents: object, tokens: Tokens) -> Documents | None:
     return documents
 
 
-def checked_block_size(block_size: object) -> int | None:
-    """Tokens of a block, or None."""
-    if block_size is None or (_is_integer(block_size) and block_size >= 1):
-        return block_size
-    raise InvalidArgument("block_size", expected="an integer >= 1 or None", got=repr(block_size))
+def checked_block_size(block_size: object) -> int:
+    """Tokens of a block."""
+    if not _is_integer(block_size) or block_size < 1:
+        raise InvalidArgument("block_size", expected="an integer >= 1", got=repr(block_size))
+    return block_size
 
 
 def checked_rank(rank: object, world_size: int) -> int:

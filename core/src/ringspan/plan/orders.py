@@ -29,28 +29,27 @@ def order(
 ) -> npt.NDArray[np.int64]:
     """The token at each place, int64 `[N]`, along the named ordering."""
     provider = cast("Ordering", catalogue().provider("ordering", ordering))
-    permutation = provider.places(tokens, shards=shards, weights=weights, device="cpu")
-    array: npt.NDArray[np.int64] = _checked(permutation, ordering, tokens.N).numpy()
-    array.flags.writeable = False
-    return array
-
-
-def _checked(permutation: object, ordering: str, N: int) -> Tensor:
-    """The token at each place, once it is sure that every token stands at exactly one."""
-    if not isinstance(permutation, Permutation):
-        raise BrokenContract(
-            f"ordering {ordering!r}", expected="a Permutation", got=type(permutation).__name__
-        )
-    if permutation.tokens.shape != (N,):
-        raise BrokenContract(
-            f"ordering {ordering!r}",
-            expected=f"a permutation of {N} tokens",
-            got=f"tokens of shape {list(permutation.tokens.shape)}",
-        )
     try:
-        # Built again, for a plugin may have filled in the fields itself.
-        return Permutation.from_tokens(permutation.tokens).tokens
+        # A plugin may find its own fault while it builds the permutation.
+        permutation = provider.places(tokens, shards=shards, weights=weights, device="cpu")
+        array: npt.NDArray[np.int64] = _checked(permutation, tokens.N).numpy()
     except BrokenContract as fault:
         raise BrokenContract(
             f"ordering {ordering!r}", expected=fault.expected, got=fault.got
         ) from fault
+    array.flags.writeable = False
+    return array
+
+
+def _checked(permutation: object, N: int) -> Tensor:
+    """The token at each place, once it is sure that every token stands at exactly one."""
+    if not isinstance(permutation, Permutation):
+        raise BrokenContract("places", expected="a Permutation", got=type(permutation).__name__)
+    if permutation.tokens.shape != (N,):
+        raise BrokenContract(
+            "places",
+            expected=f"a permutation of {N} tokens",
+            got=f"tokens of shape {list(permutation.tokens.shape)}",
+        )
+    # Built again, for a plugin may have filled in the fields itself.
+    return Permutation.from_tokens(permutation.tokens).tokens

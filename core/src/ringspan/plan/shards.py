@@ -69,11 +69,16 @@ def permuted(x: Tensor, there: Tensor, back: Tensor, dim: int) -> Tensor:
 
 class _Permuted(torch.autograd.Function):
     # The derivative of index_select would add into zeros, row by row.
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, dim: int) -> Tensor:
-        ctx.save_for_backward(there, back)
-        ctx.dim = dim
+    def forward(x: Tensor, there: Tensor, back: Tensor, dim: int) -> Tensor:
         return x.index_select(dim, there)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, there, back, ctx.dim = inputs
+        ctx.save_for_backward(there, back)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
