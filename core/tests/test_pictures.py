@@ -351,11 +351,62 @@ def test_a_coverage_that_cannot_be_drawn_is_refused(
     assert refusal.value.argument == argument
 
 
-def test_a_volume_is_drawn_slice_by_slice_around_the_query_s_own() -> None:
+def slices_drawn(figure: Any) -> list[int]:
+    titles = [panel.get_title() for panel in figure.axes]
+    return [int(title.removeprefix("slice ")) for title in titles if title]
+
+
+def headings(figure: Any) -> list[str]:
+    titles = [panel.get_title(loc="left").strip() for panel in figure.axes]
+    return [title for title in titles if title]
+
+
+@pytest.mark.parametrize("depth", [3, 8, 13, 16])
+def test_a_volume_of_few_slices_is_drawn_whole(depth: int) -> None:
     pytest.importorskip("matplotlib")
-    figure = pictures.coverage_picture(Neighborhood(3), Grid(20, 4, 5), (18, 1, 1))
-    titles = [panel.get_title() for panel in figure.axes if panel.get_title()]
-    assert titles == [f"slice {depth}" for depth in range(13, 20)]
+    figure = pictures.coverage_picture(Neighborhood(3), Grid(depth, 4, 5), (depth - 1, 1, 1))
+    assert slices_drawn(figure) == list(range(depth))
+    assert headings(figure) == [f"18 of {20 * depth} keys"]
+    assert "slices" not in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "query", "first", "seen"),
+    [
+        (Neighborhood(3), (12, 1, 1), 4, "27 of 500 keys"),
+        (Neighborhood(3), (24, 1, 1), 9, "18 of 500 keys"),
+        (Dense(), (2, 1, 1), 0, "500 of 500 keys, 180 (36.0%) in slices that are not drawn"),
+        # Slices 5 to 9 and not one more: any that are drawn with the query's own show them all.
+        (Dilated((100,), (1,)), (9, 0, 0), 1, "100 of 500 keys"),
+        # Slices 0 to 19, all of them full: the query's own is in the middle of what is drawn.
+        (Dilated((400,), (1,)), (10, 0, 0), 2,
+         "400 of 500 keys, 80 (20.0%) in slices that are not drawn"),
+        # Slices 0 to 19, and the query in the last: those behind it have nothing.
+        (Dilated((400,), (1,)), (19, 0, 0), 4,
+         "400 of 500 keys, 80 (20.0%) in slices that are not drawn"),
+    ],
+)  # fmt: skip
+def test_of_many_slices_those_with_the_most_keys_are_drawn_and_the_rest_is_counted(
+    pattern: Pattern, query: tuple[int, ...], first: int, seen: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    figure = pictures.coverage_picture(pattern, Grid(25, 4, 5), query)
+    assert slices_drawn(figure) == list(range(first, first + 16))
+    assert headings(figure) == [seen]
+    assert figure.get_suptitle().endswith(f"\nslices {first} .. {first + 15}, 16 of 25")
+
+
+@pytest.mark.usefixtures("orderings")
+def test_each_ordering_of_a_volume_has_rows_and_a_count_of_its_own() -> None:
+    pytest.importorskip("matplotlib")
+    figure = pictures.coverage_picture(
+        Dilated((60,), (1,)), Grid(12, 5, 1), (3, 1, 0), orderings=["row-major", "backwards"]
+    )
+    assert slices_drawn(figure) == [*range(12), *range(12)]
+    assert headings(figure) == [
+        "along row-major: 60 of 60 keys",
+        "along backwards: 60 of 60 keys",
+    ]
 
 
 @pytest.mark.parametrize("shape", [(6, 7), (6, 7, 1), (6, 7, 3), (6, 7, 4)])

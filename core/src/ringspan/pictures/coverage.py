@@ -35,8 +35,9 @@ __all__ = ["Coverage", "coverage", "coverage_picture", "token_at"]
 _MOST_TOKENS = 2**20
 _PIXELS = 1024
 """A side of what is drawn; points that lie further apart than that share a pixel."""
-_FRAMES = 7
-"""Of a volume: the query's own slice and as many around it as fit in one row."""
+_FRAMES = 16
+"""Slices of a volume, at most."""
+_FRAMES_ACROSS = 8
 _ACROSS = 3
 _FEW = 8
 
@@ -149,8 +150,9 @@ def coverage_picture(
 ) -> Figure:
     """`coverage` drawn where the tokens lie, the query marked; one panel for each ordering.
 
-    Of tokens in three dimensions the query's slice of the first axis is drawn, and the slices
-    around it, one row for each ordering.
+    Tokens in three dimensions are drawn slice by slice of the first axis. Of more than 16 slices
+    those are drawn that lie around the query's own and hold the most of what it sees; titles say
+    which these are, and how many keys lie in others.
 
     Args:
         pattern: as for `coverage`, like the arguments not named here.
@@ -183,59 +185,110 @@ def coverage_picture(
     assert points is not None
     figure, panels = _panels(points, query, found)
     scale = _Scale.to(max(int(one.times.max()) for one in found))
-    for panel, one, frame in panels:
-        some = np.ones(tokens.N, np.bool_) if frame is None else points[:, 0] == frame
-        _draw(panel, points[some][:, -2:], one.times[some], scale, image)
-        if frame is None or frame == query[0]:
-            panel.plot(query[-1], query[-2], "o", mec="white", mfc="tab:red", mew=1.2, markersize=7)
+    for panel in panels:
+        some = np.ones(tokens.N, np.bool_) if panel.frame is None else points[:, 0] == panel.frame
+        _draw(panel.axes, points[some][:, -2:], panel.shown.times[some], scale, image)
+        if panel.frame in (None, query[0]):
+            panel.axes.plot(
+                query[-1], query[-2], "o", mec="white", mfc="tab:red", mew=1.2, markersize=7
+            )
     whose = "" if heads == 1 else f", all {heads} heads" if head is None else f", head {head}"
     shown = pattern if orderings is None else _taken_along(pattern, None)
     what = (
         f"{named(shown)}{', causal' if causal else ''}\n"
         f"the query at {tuple(query)}{whose}, {named_tokens(tokens)}"
     )
+    if panels[0].frame is not None:
+        what += _said_of_slices(np.unique(points[:, 0]), panels[0].frame, panels[-1].frame)
     figure.suptitle(title or what, fontsize=9, wrap=True)
-    scale.draw_bar(figure, [panel for panel, _, _ in panels])
+    scale.draw_bar(figure, [panel.axes for panel in panels])
     return figure
+
+
+@dataclass(frozen=True, eq=False)
+class _Panel:
+    axes: Axes
+    shown: Coverage
+    frame: int | None
+    """Of a volume the slice that is drawn."""
 
 
 def _panels(
     points: Ints, query: Sequence[int], found: list[Coverage]
-) -> tuple[Figure, list[tuple[Axes, Coverage, int | None]]]:
-    """The figure and its panels: with what is drawn there, and of a volume which slice."""
+) -> tuple[Figure, list[_Panel]]:
+    """The figure and its panels, with their titles; those of a volume begin a row for each ordering."""
+    frames: list[int | None] = [None]
     if points.shape[1] == 2:
-        frames: list[int | None] = [None]
         across = 2 if len(found) == 4 else min(len(found), _ACROSS)
         down = -(-len(found) // across)
+        places = range(len(found))
     else:
-        frames = list(_slices(points[:, 0], int(query[0])))
-        across, down = len(frames), len(found)
+        frames = list(_slices(points[:, 0], int(query[0]), found))
+        rows = -(-len(frames) // _FRAMES_ACROSS)
+        across = -(-len(frames) // rows)
+        down = rows * len(found)
+        places = range(0, down * across, rows * across)
     height, width = (np.ptp(points[:, -2:], axis=0) + 1).tolist()
     side = 3.4 if across <= _ACROSS else 1.9
     tall = (side - 0.4) * float(np.clip(height / width, 0.4, 2.0))
-    figure = new_figure(max(side * across, 4.2) + 0.9, (tall + 0.45) * down + 0.5)
+    figure = new_figure(max(side * across, 4.2) + 0.9, (tall + 0.55) * down + 0.5)
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
-    drawn: list[tuple[Axes, Coverage, int | None]] = []
-    wanted = [(one, frame) for one in found for frame in frames]
-    for panel, (one, frame) in zip(grid, wanted, strict=False):
-        said = f"{one.name}: " if one.name else ""
-        if frame is None:
-            panel.set_title(f"{said}{one.seen:,} of {len(points):,} keys", fontsize=9)
-        else:
-            panel.set_title(f"{said if frame == frames[0] else ''}slice {frame}", fontsize=8)
-        panel.tick_params(labelsize=7)
-        panel.locator_params(integer=True)
-        drawn.append((panel, one, frame))
-    for panel in grid[len(wanted) :]:
-        panel.set_axis_off()
+    drawn = []
+    for one, place in zip(found, places, strict=True):
+        for number, frame in enumerate(frames):
+            drawn.append(_Panel(grid[place + number], one, frame))
+        _name_panels(drawn[-len(frames) :], points)
+    for axes in set(grid) - {panel.axes for panel in drawn}:
+        axes.set_axis_off()
     return figure, drawn
 
 
-def _slices(depths: Ints, own: int) -> list[int]:
-    """The slices around a query's own that have tokens, in order."""
-    there = np.unique(depths)
-    start = int(np.searchsorted(there, own)) - _FRAMES // 2
-    start = min(max(start, 0), max(len(there) - _FRAMES, 0))
+def _name_panels(panels: list[_Panel], points: Ints) -> None:
+    """Titles of what is drawn for one ordering."""
+    first, one = panels[0], panels[0].shown
+    said = f"{one.name}: " if one.name else ""
+    said += f"{one.seen:,} of {len(points):,} keys"
+    for panel in panels:
+        panel.axes.tick_params(labelsize=7)
+        panel.axes.locator_params(integer=True)
+    if first.frame is None:
+        first.axes.set_title(said, fontsize=9)
+        return
+    drawn = np.isin(points[:, 0], np.array([panel.frame for panel in panels]))
+    elsewhere = int(np.count_nonzero(one.times[~drawn]))
+    if elsewhere:
+        said += f", {elsewhere:,} ({elsewhere / one.seen:.1%}) in slices that are not drawn"
+    for panel in panels:
+        panel.axes.set_title(f"slice {panel.frame}", fontsize=8)
+    # Above the title of its own slice, and as wide as it needs to be.
+    first.axes.set_title(f"{said}\n", fontsize=9, loc="left")
+
+
+def _said_of_slices(there: Ints, first: int | None, last: int | None) -> str:
+    if len(there) <= _FRAMES:
+        return ""
+    return f"\nslices {first} .. {last}, {_FRAMES} of {len(there):,}"
+
+
+def _slices(depths: Ints, own: int, found: list[Coverage]) -> list[int]:
+    """The slices that have tokens, in order; of too many, neighbours with a query's own.
+
+    Of such, those in which the most keys are seen; where equal, the query's own is in the middle.
+    """
+    there, number = np.unique(depths, return_inverse=True)
+    if len(there) <= _FRAMES:
+        return [int(depth) for depth in there]
+    seen = sum(np.bincount(number[one.times > 0], minlength=len(there)) for one in found)
+    before = np.append(0, np.cumsum(seen))
+    middle = int(np.searchsorted(there, own))
+    starts = range(max(middle - _FRAMES + 1, 0), min(middle, len(there) - _FRAMES) + 1)
+    start = max(
+        starts,
+        key=lambda start: (
+            before[start + _FRAMES] - before[start],
+            -abs(start + _FRAMES // 2 - middle),
+        ),
+    )
     return [int(depth) for depth in there[start : start + _FRAMES]]
 
 
