@@ -216,7 +216,7 @@ class _Panel:
 def _panels(
     points: Ints, query: Sequence[int], found: list[Coverage]
 ) -> tuple[Figure, list[_Panel]]:
-    """The figure and its panels, with their titles; those of a volume begin a row for each ordering."""
+    """The figure and its panels with titles; those of a volume begin a row for each ordering."""
     frames: list[int | None] = [None]
     if points.shape[1] == 2:
         across = 2 if len(found) == 4 else min(len(found), _ACROSS)
