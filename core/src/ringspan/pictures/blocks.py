@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ __all__ = ["ActiveBlocks", "active_blocks", "blocks_picture"]
 
 _PIXELS = 256
 """Of one panel, at most."""
+_LETTERS = 46
+"""Of a title's line, beside other panels."""
 _ACROSS = 3
 """Panels beside each other, at most; four make a square."""
 _MOST_TOKENS = 2**21
@@ -163,7 +166,7 @@ def blocks_picture(
         f"{named(pattern)}{', causal' if causal else ''}\n"
         f"{named_tokens(tokens)}, blocks of {block_size} tokens"
     )
-    figure.suptitle(f"{title or what}\n", fontsize=10)
+    figure.suptitle(title or what, fontsize=10)
     return figure
 
 
@@ -175,22 +178,14 @@ def _draw(panel: Axes, one: ActiveBlocks, first: ActiveBlocks) -> None:
         vmax=1.0,
         extent=(0, one.blocks, one.blocks, 0),
         interpolation="nearest",
+        # A fixed aspect is unknown to the layout, which would put titles over other panels.
+        aspect="auto",
     )
     said = f"{one.count:,} active pairs"
     if one is first:
         said += f" of {one.blocks**2:,}"
     elif first.count:
         said += f", {one.count / first.count:.3f} of {first.ordering}"
-    panel.set_title(f"{one.ordering}\n{said}", fontsize=8.5)
-    if one.alike:
-        panel.text(
-            0.98,
-            0.97,
-            "also " + ",\n".join(one.alike),
-            transform=panel.transAxes,
-            ha="right",
-            va="top",
-            fontsize=6.5,
-            bbox={"facecolor": "white", "edgecolor": "0.8", "alpha": 0.9, "pad": 2},
-        )
+    name = one.ordering if not one.alike else f"{one.ordering} (also {', '.join(one.alike)})"
+    panel.set_title(f"{textwrap.fill(name, _LETTERS)}\n{said}", fontsize=8.5)
     panel.tick_params(labelsize=7)
