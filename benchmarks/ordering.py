@@ -54,8 +54,8 @@ def figures(*, quick: bool) -> Iterator[tuple[Table, dict[str, Any]]]:
             yield table, {}
     yield ordering_cost.invariance(16 if quick else 64), {}
     if not quick:
-        yield ordering_blocks.timed(rounds=3)
-        yield ordering_cost.moved(rounds=3)
+        yield ordering_blocks.timed(rounds=7)
+        yield ordering_cost.moved(rounds=5)
         yield ordering_cost.orders(repeats=3), {}
 
 
