@@ -6,7 +6,9 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import ringspan as rs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,6 +100,60 @@ def test_explain_takes_a_pattern_along_a_curve_stored_along_another() -> None:
         "--along", "hilbert", "--ordering", "morton", "--world-size", "3",
     )  # fmt: skip
     assert sum(rank["rows"] for rank in content["ranks"]) == 1024
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain", "--n", "100", "--dense", "--ordering", "hilbert"],
+        ["explain", "--n", "128", "--segments", "16", "--along", "hilbert"],
+        ["plot", "blocks", "--n", "128", "--pattern", "Dense()", "--orderings", "hilbert"],
+    ],
+)
+def test_an_ordering_without_coordinates_is_refused_with_the_options_that_give_them(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    process = subprocess.run(
+        ["ringspan", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert process.returncode == 2
+    assert "Give --grid or --points" in process.stderr
+    assert "Along(" not in process.stderr
+
+
+def test_explain_counts_active_blocks_of_points_in_the_order_that_is_given(
+    tmp_path: Path,
+) -> None:
+    rows, columns = np.indices((24, 16)).reshape(2, -1)
+    points = np.stack([rows, columns], axis=1)[(rows + columns) % 5 > 0]
+    np.save(tmp_path / "points.npy", points)
+    arguments = ["--points", str(tmp_path / "points.npy"), "--pattern", "Neighborhood(3)"]
+    arguments += ["--ordering", "row-major"]
+    for options, along in (
+        ([], rs.Along("row-major")),
+        (["--axes", "1,0"], rs.Along("row-major", axes=(1, 0))),
+        (["--axes", "1,0", "--chunk", "40"], rs.Along("row-major", axes=(1, 0), chunk=40)),
+    ):
+        found = as_json("explain", *arguments, *options, "--block-size", "16")["active_blocks"]
+        layout = rs.Layout(rs.Coordinates(points), ordering=along, block_size=16)
+        numbers = layout.block_numbers(16)
+        near = np.abs(points[:, None] - points).max(axis=2) <= 1
+        query, key = np.nonzero(near)
+        pairs = {*zip(numbers[query], numbers[key], strict=True)}
+        assert found["block_size"] == 16
+        assert found["counts"]["row-major" if along.plain else "as stored"] == len(pairs)
+
+
+def test_explain_keeps_the_layout_of_its_choice_whatever_the_block_size() -> None:
+    causal = ("--n", "1000", "--dense", "--causal", "--ranks", "4")
+    wide, narrow = (as_json("explain", *causal, *option) for option in ((), ("--block-size", "16")))
+    assert wide["layout_reason"] == narrow["layout_reason"] != ""
+    assert wide["ranks"] == narrow["ranks"]
 
 
 @pytest.mark.parametrize("ordering", ["hilbert", "gilbert", "morton", "snake", "tiles"])

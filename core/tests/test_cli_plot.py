@@ -50,6 +50,7 @@ def test_a_grid_is_taken_by_default_only_where_there_is_one() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["pattern", "--points", "mask.npy", "--pattern", "Neighborhood(3)"],
         ["blocks", "--n", "300", "--pattern", "Dense(window=(5, 5))", "--causal"],
         ["blocks", "--points", "mask.npy", "--pattern", "Neighborhood(3)", "--block-size", "4"],
         ["coverage", "--grid", "6x8", "--pattern", "Neighborhood(3)", "--query", "2,3"],
@@ -81,10 +82,11 @@ BLOCKS = ["blocks", "--n", "16", "--pattern", "Dense()"]
         (["ordering", "identity", "--axes", "1;0"], "--axes: expected integers"),
         (["ordering", "identity", "--axes", "0,0"], "axes: expected"),
         (["ordering", "identity", "--axes", "2,1,0"], "axes: expected None or 2 axes"),
-        (["ordering", "identity", "--chunk", "0"], "chunk: expected an integer >= 1"),
+        (["ordering", "identity", "--chunk", "0"], "chunk: expected an integer"),
         (["ordering", "identity", "--points", "gone.npy"], "--points: expected a file"),
         (["ordering", "identity", "--points", "points.txt"], "--points: expected a .npy or .csv"),
         (["ordering", "identity", "--points", "words.csv"], "--points: expected a .npy or .csv"),
+        (["ordering", "identity", "--points", "words.csv"], "and no header line"),
         (["ordering", "identity", "--points", "objects.npy"], "--points: expected a .npy or .csv"),
         (["ordering", "identity", "--points", "empty.npy"], "--points: expected a .npy or .csv"),
         (["ordering", "identity", "--points", "halves.npy"], "Coordinates: expected integers"),
@@ -97,6 +99,7 @@ BLOCKS = ["blocks", "--n", "16", "--pattern", "Dense()"]
         ([*BLOCKS, "--orderings", "a,a"], "--orderings: expected different names"),
         ([*BLOCKS, "--orderings", "nobody"], "ordering: expected"),
         (["blocks", "--n", "16"], "--pattern: expected a pattern"),
+        (["pattern", "--points", "mask.npy", "--n", "3"], "--points: expected no --n"),
         (["blocks", "--pattern", "Dense()"], "--n: expected"),
         (["blocks", "--n", "40000", "--pattern", "Dense()", "--block-size", "1"],
          "block_size: expected at most 32,768 blocks"),
@@ -130,3 +133,10 @@ def test_every_picture_has_help(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["pattern", "ordering", "blocks", "coverage"])
+def test_help_keeps_every_word_about_points(command: str) -> None:
+    words = " ".join(run(command, "--help").stdout.replace("│", " ").split())
+    for said in ("N x 2 or N x 3", "without a header line", "h x w or d x h x w"):
+        assert said in words

@@ -28,7 +28,7 @@ class _OneLinePerError(TyperGroup):
         except (RingspanError, MemoryError) as error:
             if ctx.params.get("debug"):
                 raise
-            told = _out_of_memory(error) if isinstance(error, MemoryError) else error
+            told = _out_of_memory(error) if isinstance(error, MemoryError) else _in_options(error)
             Console(stderr=True, soft_wrap=True).print(Text(f"error: {told}", style="red"))
             raise typer.Exit(2) from error
 
@@ -39,6 +39,20 @@ def _out_of_memory(error: MemoryError) -> RingspanError:
         expected="enough for this problem",
         got=str(error) or "too little",
         remedy="Describe fewer tokens",
+    )
+
+
+def _in_options(error: RingspanError) -> RingspanError:
+    """With the remedy that a command line has, where it is another one than Python's."""
+    from ringspan.contracts.tokens import Sequence
+
+    if error.argument != "tokens" or not error.got.startswith(Sequence.__name__ + "("):
+        return error
+    return RingspanError(
+        "--n",
+        expected=error.expected,
+        got=error.got,
+        remedy="Give --grid or --points instead; a pattern's --along also takes --fold",
     )
 
 

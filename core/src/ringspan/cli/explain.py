@@ -8,14 +8,19 @@ import typer
 
 from ringspan.cli.problem import (
     AlongOption,
+    AxesOption,
     BlockedOption,
+    BlockSizeOption,
     CausalOption,
+    ChunkOption,
     FoldOption,
     GridOption,
     PatternOption,
+    PointsOption,
     RatesOption,
     SegmentsOption,
     layout_from,
+    ordering_from,
     pattern_from,
     print_json,
     tokens_from,
@@ -28,6 +33,7 @@ __all__ = ["explain"]
 def explain(
     n: Annotated[int | None, typer.Option("--n", help="Tokens.")] = None,
     grid: GridOption = None,
+    points: PointsOption = None,
     heads: Annotated[int, typer.Option(help="Query heads.")] = 8,
     kv_heads: Annotated[int | None, typer.Option(help="Key/value heads; default: heads.")] = None,
     head_dim: Annotated[int, typer.Option(help="Dimensions of a query and key head.")] = 64,
@@ -52,6 +58,9 @@ def explain(
         str | None,
         typer.Option(help="Store tokens in this order; default: by position, or zigzag if better."),
     ] = None,
+    axes: AxesOption = None,
+    chunk: ChunkOption = None,
+    block_size: BlockSizeOption = 64,
     weights: Annotated[
         str | None, typer.Option(help="Relative speeds of the ranks, such as 1,1,2.5.")
     ] = None,
@@ -74,7 +83,7 @@ def explain(
             expected="either --segments with --rates, or --pattern, or --dense",
             got=" and ".join(said) or "none of them",
         )
-    tokens = tokens_from(n, grid)
+    tokens = tokens_from(n, grid, points)
     pattern = pattern_from(written, segments, rates, along, fold, blocked)
     inputs = rs.Inputs(
         N=tokens.N,
@@ -92,7 +101,16 @@ def explain(
         pattern=pattern,
         causal=causal,
         tokens=tokens,
-        layout=layout_from(tokens, world_size, ordering, weights, pattern, causal, inputs),
+        layout=layout_from(
+            tokens,
+            world_size,
+            ordering_from(ordering, axes, chunk),
+            weights,
+            pattern,
+            causal,
+            inputs,
+            block_size,
+        ),
         backend=backend,
         communicator=communicator,
     )

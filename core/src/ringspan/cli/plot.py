@@ -10,8 +10,11 @@ import typer
 from ringspan.cli.extras import require
 from ringspan.cli.problem import (
     AlongOption,
+    AxesOption,
     BlockedOption,
+    BlockSizeOption,
     CausalOption,
+    ChunkOption,
     FoldOption,
     GridOption,
     OrderingsOption,
@@ -21,6 +24,7 @@ from ringspan.cli.problem import (
     SegmentsOption,
     integers_from,
     names_from,
+    ordering_from,
     pattern_from,
     placed_from,
     tokens_from,
@@ -41,6 +45,7 @@ app = typer.Typer(help="Pictures: PNG or SVG, by the suffix of --out.", no_args_
 def pattern(
     n: Annotated[int | None, typer.Option("--n", help="Tokens; default 512.")] = None,
     grid: GridOption = None,
+    points: PointsOption = None,
     written: PatternOption = None,
     segments: SegmentsOption = None,
     rates: RatesOption = None,
@@ -64,7 +69,7 @@ def pattern(
         raise InvalidArgument("--kv-heads", expected="an integer >= 1", got=str(kv_heads))
     if not 0 <= head < kv_heads:
         raise InvalidArgument("--head", expected=f"0 .. {kv_heads - 1}", got=str(head))
-    tokens = tokens_from(512 if n is None and grid is None else n, grid)
+    tokens = tokens_from(512 if (n, grid, points) == (None,) * 3 else n, grid, points)
     figure = pictures.pattern_picture(
         pattern_from(written, segments, rates, along, fold, blocked),
         tokens,
@@ -81,13 +86,8 @@ def ordering(
     name: Annotated[str, typer.Argument(help="Such as hilbert, morton or snake.")],
     grid: GridOption = None,
     points: PointsOption = None,
-    axes: Annotated[
-        str | None,
-        typer.Option(help="The axes in the order that the ordering is to see, such as 1,0."),
-    ] = None,
-    chunk: Annotated[
-        int | None, typer.Option(help="Begin the curve anew after every so many tokens.")
-    ] = None,
+    axes: AxesOption = None,
+    chunk: ChunkOption = None,
     out: Annotated[Path, typer.Option(help="The picture's file.")] = Path("ordering.png"),
 ) -> None:
     """Draw the path of an ordering through up to 262,144 points; without --grid: 32x32.
@@ -96,12 +96,10 @@ def ordering(
     """
     require("matplotlib")
     from ringspan import pictures
-    from ringspan.patterns.along import Along
 
     pictures.check_out(out)
-    along = Along(
-        name, axes=None if axes is None else integers_from("--axes", axes, ","), chunk=chunk
-    )
+    along = ordering_from(name, axes, chunk)
+    assert along is not None
     tokens = placed_from(grid, points, default="32x32")
     pictures.save(pictures.ordering_picture(along, tokens), out)
     typer.echo(f"Wrote {out}")
@@ -113,7 +111,7 @@ def blocks(
     grid: GridOption = None,
     points: PointsOption = None,
     written: PatternOption = None,
-    block_size: Annotated[int, typer.Option(help="Tokens of a block.")] = 64,
+    block_size: BlockSizeOption = 64,
     orderings: OrderingsOption = None,
     causal: CausalOption = False,
     heads: Annotated[int, typer.Option(help="Query heads.")] = 1,
@@ -127,9 +125,7 @@ def blocks(
     from ringspan import pictures
 
     pictures.check_out(out)
-    if points is not None and n is not None:
-        raise InvalidArgument("--points", expected="no --n beside it", got=f"--n {n}")
-    tokens = tokens_from(n, grid) if points is None else placed_from(grid, points)
+    tokens = tokens_from(n, grid, points)
     figure = pictures.blocks_picture(
         _pattern_of(written),
         tokens,

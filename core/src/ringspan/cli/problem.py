@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from ringspan.contracts.pattern import Pattern
     from ringspan.contracts.tokens import Coordinates, Grid, Tokens
     from ringspan.engine.explanation import Inputs
+    from ringspan.patterns.along import Along
     from ringspan.plan.layout import Layout
 
 __all__ = [
     "AlongOption",
+    "AxesOption",
+    "BlockSizeOption",
     "BlockedOption",
     "CausalOption",
+    "ChunkOption",
     "FoldOption",
     "GridOption",
     "OrderingsOption",
@@ -31,6 +35,7 @@ __all__ = [
     "integers_from",
     "layout_from",
     "names_from",
+    "ordering_from",
     "pattern_from",
     "placed_from",
     "points_from",
@@ -66,10 +71,19 @@ PointsOption = Annotated[
     Path | None,
     typer.Option(
         "--points",
-        help="In place of --grid: integer points [N, 2] or [N, 3] as .npy or .csv, or a .npy mask "
-        "[h, w] or [d, h, w] of booleans.",
+        # No square brackets: in help they are markup.
+        help="In place of --grid: integer points, N x 2 or N x 3, as .npy or .csv without a header "
+        "line, or a .npy mask of booleans, h x w or d x h x w.",
     ),
 ]
+AxesOption = Annotated[
+    str | None,
+    typer.Option("--axes", help="The axes in the order that the ordering is to see, such as 1,0."),
+]
+ChunkOption = Annotated[
+    int | None, typer.Option("--chunk", help="Begin the curve anew after every so many tokens.")
+]
+BlockSizeOption = Annotated[int, typer.Option("--block-size", help="Tokens of a block.")]
 OrderingsOption = Annotated[
     str | None, typer.Option("--orderings", help="Names, such as row-major,hilbert.")
 ]
@@ -107,17 +121,23 @@ def pattern_from(
     )
 
 
-def tokens_from(n: int | None, grid: str | None) -> Tokens:
-    """A plain sequence of `n` tokens, or a grid; one of them must be given."""
+def tokens_from(n: int | None, grid: str | None, points: Path | None = None) -> Tokens:
+    """A plain sequence of `n` tokens, a grid, or points; one of them must be given."""
     from ringspan.contracts.tokens import Sequence
 
+    if points is not None:
+        if n is not None:
+            raise InvalidArgument("--points", expected="no --n beside it", got=f"--n {n}")
+        return placed_from(grid, points)
     if grid is not None:
         tokens = grid_from(grid)
         if n not in (None, tokens.N):
             raise InvalidArgument("--n", expected=f"{tokens.N} for --grid {grid}", got=str(n))
         return tokens
     if n is None:
-        raise InvalidArgument("--n", expected="a number of tokens, or --grid", got="neither")
+        raise InvalidArgument(
+            "--n", expected="a number of tokens, --grid or --points", got="none of them"
+        )
     return Sequence(n)
 
 
@@ -152,7 +172,12 @@ def points_from(path: Path) -> Coordinates:
         ) from error
     except (EOFError, ValueError) as error:
         raise InvalidArgument(
-            "--points", expected=expected, got=f"{path}, which is none"
+            "--points",
+            expected=expected,
+            got=f"{path}, which is none",
+            remedy="A .csv has a line for each point and no header line"
+            if path.suffix.lower() == ".csv"
+            else "",
         ) from error
     return Coordinates(np.argwhere(array) if array.dtype == np.bool_ else array)
 
@@ -171,14 +196,29 @@ def names_from(orderings: str | None) -> tuple[str, ...] | None:
     return names
 
 
+def ordering_from(name: str | None, axes: str | None, chunk: int | None) -> Along | None:
+    """An ordering with what it is to see and where it begins anew; None without a name."""
+    from ringspan.patterns.along import Along
+
+    if name is not None:
+        return Along(
+            name, axes=None if axes is None else integers_from("--axes", axes, ","), chunk=chunk
+        )
+    for option, value in {"--axes": axes, "--chunk": chunk}.items():
+        if value is not None:
+            raise InvalidArgument(option, expected="--ordering beside it", got="none")
+    return None
+
+
 def layout_from(
     tokens: Tokens,
     world_size: int,
-    ordering: str | None,
+    ordering: Along | None,
     weights: str | None,
     pattern: Pattern,
     causal: bool,
     inputs: Inputs,
+    block_size: int,
 ) -> Layout:
     """The layout that is asked for, or the one that serves the problem best."""
     from ringspan.plan.balance import choose_layout
@@ -186,8 +226,8 @@ def layout_from(
 
     speeds = None if weights is None else _numbers("--weights", weights)
     if ordering is not None:
-        return Layout(tokens, world_size, ordering, speeds)
-    return choose_layout(
+        return Layout(tokens, world_size, ordering, speeds, block_size=block_size)
+    best = choose_layout(
         tokens,
         world_size,
         pattern=pattern,
@@ -196,6 +236,7 @@ def layout_from(
         heads=inputs.heads,
         kv_heads=inputs.kv_heads,
     )
+    return Layout(tokens, world_size, best.along, speeds, block_size=block_size, reason=best.reason)
 
 
 def grid_from(text: str) -> Grid:
