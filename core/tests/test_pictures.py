@@ -445,6 +445,51 @@ def test_orderings_of_grids_and_of_points_are_drawn(tokens: Tokens) -> None:
     assert pictures.png(figure).startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("orderings")
+@pytest.mark.parametrize("tokens", [Grid(5, 4), Grid(2, 3), Grid(3, 8, 40), Grid(8, 8, 8)])
+def test_axes_of_an_ordering_have_few_ticks_and_all_at_integers(tokens: Grid) -> None:
+    pytest.importorskip("matplotlib")
+    space, bar = pictures.ordering_picture("columns" if len(tokens.shape) == 2 else "row-major",
+                                           tokens).axes  # fmt: skip
+    for letter in "xyz"[: len(tokens.shape)]:
+        low, high = sorted(getattr(space, f"get_{letter}lim")())
+        ticks = getattr(space, f"get_{letter}ticks")()
+        inside = [tick for tick in ticks if low <= tick <= high]
+        assert 1 <= len(inside) <= (10 if letter != "z" and len(tokens.shape) == 2 else 5)
+        assert all(tick == round(tick) for tick in inside)
+    assert all(tick == round(tick) for tick in bar.get_yticks())
+
+
+class _Dealt(_ByPosition):
+    """Deals tokens to ranks one by one."""
+
+    def places(self, tokens: Tokens, *, shards: int = 1, **_: object) -> Permutation:
+        return Permutation.from_tokens(
+            torch.cat([torch.arange(rank, tokens.N, shards) for rank in range(shards)])
+        )
+
+
+@pytest.mark.parametrize("dealt", [False, True])
+def test_an_ordering_that_goes_by_ranks_is_drawn_as_that_of_one(
+    dealt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    offered = _Dealt("here") if dealt else _ByPosition("here")
+
+    class Catalogue:
+        def names(self, kind: str) -> list[str]:
+            return ["here"]
+
+        def provider(self, kind: str, name: str) -> Ordering:
+            return offered
+
+    monkeypatch.setattr("ringspan.plan.orders.catalogue", Catalogue)
+    order.cache_clear()
+    said = pictures.ordering_picture("here", TALL).get_suptitle()
+    order.cache_clear()
+    assert ("all on one rank" in said) == dealt
+
+
 @pytest.mark.parametrize(
     ("pattern", "N", "labels"),
     [

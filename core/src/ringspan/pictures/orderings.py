@@ -11,6 +11,7 @@ from ringspan.contracts.tokens import Grid, Tokens
 from ringspan.patterns.along import Along
 from ringspan.pictures.sheet import check_drawable, named_tokens, new_figure
 from ringspan.plan.layout import Layout
+from ringspan.plan.orders import order
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,12 +28,15 @@ _MOST_POINTS = 2**18
 _POINTS_ACROSS = 330
 """Of the drawn area, in typographer's points, as line widths are."""
 _SCATTER = 3
+_TICKS = {2: 9, 3: 4}
+"""Of an axis, at most, by the number of axes."""
 
 
 def ordering_picture(ordering: Along | str, tokens: Tokens, *, title: str = "") -> Figure:
     """The path through the tokens' coordinates in order of place, from dark to light.
 
-    Steps between tokens that are no neighbours, `jumps`, are drawn thinner and fainter.
+    Steps between tokens that are no neighbours, `jumps`, are drawn thinner and fainter. An
+    ordering that deals tokens to ranks, such as zigzag, is drawn as one rank stores it.
 
     Raises:
         InvalidArgument: there are no tokens or more than 262,144, or they have no coordinates;
@@ -51,8 +55,17 @@ def ordering_picture(ordering: Along | str, tokens: Tokens, *, title: str = "") 
     axes = figure.add_subplot(projection="3d" if space else None)
     _draw_path(axes, path, jumps(path, tokens))
     _name_axes(axes, path)
-    figure.suptitle(title or f"{_described(ordering)}\n{named_tokens(tokens)}", fontsize=10)
+    what = f"{_described(ordering)}\n{named_tokens(tokens)}"
+    if _deals(ordering, tokens):
+        what += ", all on one rank: this ordering differs with the number of ranks"
+    figure.suptitle(title or what, fontsize=10, wrap=True)
     return figure
+
+
+def _deals(ordering: Along | str, tokens: Tokens) -> bool:
+    """Whether the ordering goes by which rank holds what, and not by the tokens alone."""
+    name = ordering if isinstance(ordering, str) else ordering.ordering
+    return not np.array_equal(order(name, tokens), order(name, tokens, 2))
 
 
 def jumps(path: Ints, tokens: Tokens) -> Bools:
@@ -77,7 +90,8 @@ def _draw_path(axes: Axes, path: Ints, far: Bools) -> None:
     place = np.arange(len(steps))
     extent = (np.ptp(path, axis=0) + 1).astype(np.float64)
     apart = (extent.prod() / len(path)) ** (1 / len(extent))
-    width = float(np.clip(0.35 * _POINTS_ACROSS * apart / extent.max(), 0.5, 1.8))
+    thickest = 1.1 if space else 1.8
+    width = float(np.clip(0.35 * _POINTS_ACROSS * apart / extent.max(), 0.5, thickest))
     for some, thickness, opacity in ((far, 0.5 * width, 0.3), (~far, width, 1.0)):
         if space:
             from mpl_toolkits.mplot3d.art3d import Line3DCollection  # type: ignore[import-untyped]
@@ -90,31 +104,49 @@ def _draw_path(axes: Axes, path: Ints, far: Bools) -> None:
         lines.set_linewidth(thickness)
         lines.set_alpha(opacity)
         axes.add_collection(lines)
-    size = float(np.clip(8 * width, 2, 14))
+    if space:
+        # Otherwise what is drawn later is what lies nearer, and lines hide a start behind them.
+        axes.computed_zorder = False  # type: ignore[attr-defined]
+    size = float(np.clip((12 if space else 8) * width, 2, 14))
     for end, shape in ((path[0], "o"), (path[-1], "s")):
-        axes.plot(*end[::-1, None], shape, color="tab:red", markersize=size / 2, zorder=3)
+        axes.plot(
+            *end[::-1, None],
+            shape,
+            color="tab:red",
+            markeredgecolor="white",
+            markeredgewidth=0.15 * size / 2,
+            markersize=size / 2,
+            zorder=5,
+        )
 
 
 def _name_axes(axes: Axes, path: Ints) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
 
     low, high = path.min(axis=0) - 0.6, path.max(axis=0) + 0.6
     names = ("column", "row", "depth")
+    space = len(low) == 3
     for number, letter in enumerate("xyz"[: path.shape[1]]):
         axis = path.shape[1] - 1 - number
         # Rows are counted downwards, as in an image.
         ends = (high[axis], low[axis]) if letter == "y" else (low[axis], high[axis])
         getattr(axes, f"set_{letter}lim")(*ends)
-        getattr(axes, f"set_{letter}label")(names[number])
+        getattr(axes, f"set_{letter}label")(
+            names[number], labelpad=10 if space and letter != "z" else None
+        )
+        ticks = MaxNLocator(_TICKS[path.shape[1]], integer=True, min_n_ticks=1)
+        getattr(axes, f"{letter}axis").set_major_locator(ticks)
     axes.set_aspect("equal")
     scale = ScalarMappable(Normalize(0, max(1, len(path) - 1)), cmap="viridis")
     axes.figure.colorbar(
         scale,
         ax=axes,
         label="place (from circle to square)",
+        ticks=MaxNLocator(integer=True),
         shrink=0.8,
-        pad=0.1 if len(low) == 3 else 0.02,
+        pad=0.1 if space else 0.02,
     )
 
 
