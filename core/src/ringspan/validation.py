@@ -419,7 +419,9 @@ def _check_world(layout: Layout, ranks: Ranks) -> None:
 
 def _check_count(name: str, value: Tokens | Layout | None, N: int) -> None:
     if value is not None and value.N != N:
-        raise InvalidArgument(name, expected=f"{N} tokens in all", got=repr(value))
+        raise InvalidArgument(
+            name, expected=f"{N} tokens in all", got=f"{value!r}, which has {value.N}"
+        )
 
 
 def _shape(x: Tensor) -> str:

@@ -131,6 +131,9 @@ class Neighborhood(Pattern):
                 "pattern",
                 expected=f"an integer, or a tuple of {axes}, one per axis of {domain.tokens!r}",
                 got=repr(self),
+                remedy="Say what the tokens are: tokens=Grid(h, w) or Coordinates(points)"
+                if isinstance(domain.tokens, Sequence)
+                else "",
             )
         self._check_causal_axes(axes)
         if domain.causal and self.edges == "shift":
