@@ -10,11 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import ringspan as rs
 import torch
-from ringspan.contracts import Domain
 from ringspan.contracts.tokens import Tokens
 from ringspan.plan.activity import Seen
-from ringspan.plan.orders import order
-from ringspan.plan.schedule import parts_of
 
 from benchmarks.ordering_mass import ORDERINGS, TISSUE, blobs, tissue
 from benchmarks.ordering_tables import Table, Target
@@ -73,17 +70,8 @@ def counts(tokens: Tokens, pattern: rs.Neighborhood) -> dict[str, int]:
     """Active pairs of blocks, stored in each ordering and in the pattern's own tiles."""
     seen = Seen.of(pattern, tokens)
     numbers = {name: rs.Layout(tokens, ordering=name).block_numbers(BLOCK) for name in ORDERINGS}
-    numbers[OWN] = _own(tokens, pattern)
-    return {name: seen.active(number, number.max() + 1) for name, number in numbers.items()}
-
-
-def _own(tokens: Tokens, pattern: rs.Neighborhood) -> Ints:
-    """For each position, the number of the pattern's own block."""
-    ((_, part),) = parts_of(pattern, Domain(tokens, 1, 1, order))
-    sets = part.sets.listed()
-    numbers = np.empty(tokens.N, np.int64)
-    numbers[sets.rows] = np.repeat(np.arange(len(sets.bounds) - 1), np.diff(sets.bounds))
-    return numbers
+    found = {name: seen.active(number, number.max() + 1) for name, number in numbers.items()}
+    return found | {OWN: seen.own}
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,19 @@ class Listed:
         """Itself."""
         return self
 
+    def chosen(self, numbers: Positions) -> Listed:
+        """The sets of these numbers, one after the other."""
+        lengths = np.diff(self.bounds)[numbers]
+        bounds = bounds_of(lengths)
+        at = np.arange(bounds[-1]) + np.repeat(self.bounds[numbers] - bounds[:-1], lengths)
+        return Listed(self.rows[at], bounds)
+
+    def numbers(self, N: int) -> Positions:
+        """For each of `N` tokens the number of its set, int64 `[N]`; each is in one set."""
+        numbers = np.empty(N, np.int64)
+        numbers[self.rows] = np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
+        return numbers
+
     def ascending(self) -> Listed:
         """The same sets, each in order of position."""
         return self._sorted(self.rows)

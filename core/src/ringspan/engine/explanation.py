@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ringspan.contracts.errors import InvalidArgument, NoEligibleProvider
-from ringspan.contracts.pattern import Domain
 from ringspan.engine.call import Call
 from ringspan.engine.choice import WHOLE, Operands, decide
 from ringspan.engine.plans import cached_plan, cached_plans
@@ -17,9 +16,8 @@ from ringspan.engine.virtual.calls import check_queries, device_of, layout_of
 from ringspan.engine.ways import ways_of
 from ringspan.plan.activity import Seen
 from ringspan.plan.balance import EVEN, busiest
-from ringspan.plan.best import Activity, activity_of, layouts_beside, own_blocks
+from ringspan.plan.best import Activity, activity_of, layouts_beside
 from ringspan.plan.cost import Cost, cost_of
-from ringspan.plan.orders import order
 from ringspan.plan.staged import Staged, staged
 
 if TYPE_CHECKING:
@@ -336,11 +334,7 @@ def _active_blocks(
         causal=call.causal,
         documents=documents,
     )
-    domain = Domain(
-        layout.tokens, inputs.heads, inputs.kv_heads or inputs.heads, order, documents, call.causal
-    )
-    own = own_blocks(call.pattern, domain, seen)
-    return activity_of(seen, layouts_beside(layout, documents), layout.block_size, own)
+    return activity_of(seen, layouts_beside(layout, documents), layout.block_size)
 
 
 def _layout_reason(layout: Layout, plans: Sequence[Plan], causal: bool) -> str:

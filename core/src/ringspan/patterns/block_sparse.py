@@ -66,12 +66,7 @@ class BlockSparse(Pattern):
                 expected="what BlockSparse.local, .from_blocks or another builder made",
                 got=repr(self.blocks),
             )
-        if isinstance(self.along, str):
-            object.__setattr__(self, "along", Along(self.along))
-        elif self.along is not None and not isinstance(self.along, Along):
-            raise InvalidArgument(
-                "along", expected="the name of an ordering or Along(...)", got=repr(self.along)
-            )
+        object.__setattr__(self, "along", Along.of(self.along))
         if isinstance(self.blocks, EvaluatedBlocks):
             self._check_evaluated(self.blocks)
         super().__post_init__()

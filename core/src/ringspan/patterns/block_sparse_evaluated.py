@@ -153,17 +153,14 @@ class EvaluatedBlocks(Held):
 
     def stored(self, heads: tuple[int, ...], sets: Listed) -> Blocks:
         """The same pairs of tokens in other blocks: `sets`, of every token one."""
-        lengths = np.diff(sets.bounds)
-        number = np.empty(self.N, np.int64)
-        number[sets.rows] = np.repeat(np.arange(len(lengths)), lengths)
+        number, count = sets.numbers(self.N), len(sets.bounds) - 1
         pairs = [
-            np.unique(number[query] * len(lengths) + number[key])
-            for query, key in self._pairs_of_tokens()
+            np.unique(number[query] * count + number[key]) for query, key in self._pairs_of_tokens()
         ]
         row, column = np.divmod(
-            np.unique(np.concatenate([np.zeros(0, np.int64), *pairs])), max(len(lengths), 1)
+            np.unique(np.concatenate([np.zeros(0, np.int64), *pairs])), max(count, 1)
         )
-        indptr = np.searchsorted(row, np.arange(len(lengths) + 1))
+        indptr = np.searchsorted(row, np.arange(count + 1))
         return Blocks(heads, sets, indptr, column, _Bits.of(self))
 
     def _pairs_of_tokens(self) -> Iterator[tuple[Ints, Ints]]:

@@ -34,13 +34,10 @@ def active_pairs(sets: Listed, axes: tuple[Axis, ...]) -> tuple[Ints, Ints]:
     rows, columns = [], []
     for first, last in _some_blocks(sets, axes[0]):
         block, cell = _reached(sets, axes, cells, first, last)
-        counts = np.diff(cells.bounds)[cell]
-        ends = bounds_of(counts)
-        at = np.arange(ends[-1]) + np.repeat(cells.bounds[cell] - ends[:-1], counts)
+        seen = cells.blocks.chosen(cell)
         count = len(sets.bounds) - 1
-        pair = _distinct(
-            np.repeat(block, counts) * count + cells.blocks[at], (last - first) * count
-        )
+        pair = np.repeat(block, np.diff(seen.bounds)) * count + seen.rows
+        pair = _distinct(pair, (last - first) * count)
         rows.append(first + pair // count)
         columns.append(pair % count)
     row = np.concatenate([np.zeros(0, np.int64), *rows])
@@ -59,9 +56,8 @@ class _Cells:
     places: tuple[Ints, ...]
     """On each axis, those at which there are tokens."""
     levels: tuple[Ints, ...]
-    bounds: Ints
-    blocks: Ints
-    """The blocks with a token in cell `c` are `blocks[bounds[c] : bounds[c + 1]]`."""
+    blocks: Listed
+    """For each cell, the blocks with a token in it."""
 
     @classmethod
     def of(cls, sets: Listed, axes: tuple[Axis, ...]) -> _Cells:
@@ -76,7 +72,7 @@ class _Cells:
         pair = np.unique(cell * max(len(sets.bounds), 1) + block)
         cell, block = np.divmod(pair, max(len(sets.bounds), 1))
         bounds = np.searchsorted(cell, np.arange(len(levels[-1]) + 1))
-        return cls(tuple(places), tuple(levels), bounds, block)
+        return cls(tuple(places), tuple(levels), Listed(block, bounds))
 
 
 def _some_blocks(sets: Listed, axis: Axis) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ringspan.contracts.errors import InvalidArgument
 from ringspan.contracts.masks import MaskCase
-from ringspan.contracts.pattern import Domain, Pattern
+from ringspan.contracts.pattern import Blocks, Domain, Listed, Pattern
 from ringspan.contracts.tokens import Tokens
 from ringspan.plan.cells import Batch
 from ringspan.plan.cut import cut
@@ -58,6 +58,8 @@ class Seen:
     heads: int
     batches: tuple[tuple[tuple[int, ...], _Tiles], ...]
     """Batches of tiles, each with the query heads that see it."""
+    blocks: Listed | None = None
+    """Those that the pattern chooses itself; None: it is not made of blocks."""
 
     @classmethod
     def of(
@@ -82,12 +84,21 @@ class Seen:
         check_documents(documents, tokens)
         pattern.check(domain)
         everyone = Holdings.some(np.arange(tokens.N), tokens.N)
+        parts = [part for _, part in parts_of(pattern, domain)]
         batches = tuple(
             (part.heads, _Tiles.of(batch))
-            for _, part in parts_of(pattern, domain)
+            for part in parts
             for batch in cut(part, everyone, everyone).meet(0, 0, causal=causal)
         )
-        return cls(tokens.N, heads, batches)
+        chosen = parts and all(isinstance(part, Blocks) for part in parts)
+        return cls(tokens.N, heads, batches, parts[0].sets.listed() if chosen else None)
+
+    @property
+    def own(self) -> int | None:
+        """How many pairs of the blocks that the pattern chooses itself are active."""
+        if self.blocks is None:
+            return None
+        return self.active(self.blocks.numbers(self.N), len(self.blocks.bounds) - 1)
 
     @cached_property
     def area(self) -> int:

@@ -10,11 +10,10 @@ import numpy as np
 
 from ringspan.catalogue import catalogue
 from ringspan.contracts.errors import InvalidArgument
-from ringspan.contracts.pattern import Blocks, Domain, Pattern
+from ringspan.contracts.pattern import Pattern
 from ringspan.plan.activity import Seen
 from ringspan.plan.layout import Layout
-from ringspan.plan.orders import order
-from ringspan.plan.schedule import parts_of
+from ringspan.plan.layout_checks import checked_block_size
 
 if TYPE_CHECKING:
     from ringspan.contracts.documents import Documents
@@ -57,28 +56,14 @@ class Activity:
         return f"active pairs of blocks of {self.block_size}, of {self.blocks**2}: {counts}{own}"
 
 
-def activity_of(
-    seen: Seen, layouts: dict[str, Layout], block_size: int, own: int | None
-) -> Activity:
+def activity_of(seen: Seen, layouts: dict[str, Layout], block_size: int) -> Activity:
     """The active pairs of blocks of what is seen, under each of some layouts, by name."""
     counts, blocks = {}, 0
     for name, layout in layouts.items():
         numbers = layout.block_numbers(block_size)
         blocks = int(numbers.max(initial=-1)) + 1
         counts[name] = seen.active(numbers, blocks)
-    return Activity(block_size, blocks, counts, own)
-
-
-def own_blocks(pattern: Pattern, domain: Domain, seen: Seen) -> int | None:
-    """The active pairs of the blocks that a pattern chooses by itself; None: it chooses none."""
-    parts = [part for _, part in parts_of(pattern, domain)]
-    if not parts or not all(isinstance(part, Blocks) for part in parts):
-        return None
-    sets = parts[0].sets.listed()
-    count = len(sets.bounds) - 1
-    numbers = np.empty(domain.N, np.int64)
-    numbers[sets.rows] = np.repeat(np.arange(count), np.diff(sets.bounds))
-    return seen.active(numbers, count)
+    return Activity(block_size, blocks, counts, seen.own)
 
 
 def layouts_serving(
@@ -161,8 +146,7 @@ def best_layout(
         raise InvalidArgument(
             "orderings", expected="a tuple of names of orderings, or None", got=repr(orderings)
         )
-    if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
-        raise InvalidArgument("block_size", expected="an integer >= 1", got=repr(block_size))
+    block_size = checked_block_size(block_size)
     layouts = layouts_serving(
         tokens,
         world_size=world_size,
@@ -170,10 +154,8 @@ def best_layout(
         block_size=block_size,
         orderings=orderings,
     )
-    alike = layouts[_IN_ORDER].tokens
-    seen = Seen.of(pattern, alike, causal=causal, documents=documents)
-    own = own_blocks(pattern, Domain(alike, 1, 1, order, documents, causal), seen)
-    activity = activity_of(seen, layouts, block_size, own)
+    seen = Seen.of(pattern, layouts[_IN_ORDER].tokens, causal=causal, documents=documents)
+    activity = activity_of(seen, layouts, block_size)
     chosen = layouts[activity.fewest]
     return Layout(
         chosen.tokens,

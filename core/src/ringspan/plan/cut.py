@@ -17,7 +17,6 @@ from ringspan.contracts.pattern import (
     Part,
     Runs,
     Windows,
-    bounds_of,
 )
 from ringspan.plan.cells import Batch, Cells
 from ringspan.plan.holdings import Holdings, counted
@@ -144,10 +143,8 @@ class _BlocksCut(Cut):
 
 def _keys_of(sets: Listed, indptr: Ints, indices: Ints) -> Listed:
     """For each block, the tokens of all blocks that it sees."""
-    lengths = np.diff(sets.bounds)[indices]
-    ends = bounds_of(lengths)
-    at = np.arange(ends[-1]) + np.repeat(sets.bounds[indices] - ends[:-1], lengths)
-    return Listed(sets.rows[at], ends[indptr])
+    seen = sets.chosen(indices)
+    return Listed(seen.rows, seen.bounds[indptr])
 
 
 def cut(part: Part, queries: Holdings, keys: Holdings) -> Cut:

@@ -199,22 +199,18 @@ class Layout:
         """
         if self.ordering is None or self.block_size is None:
             return None
-        return Listed(self.order, self._block_bounds(self.block_size))
+        return self._blocks(self.block_size)
 
     def block_numbers(self, block_size: int) -> npt.NDArray[np.int64]:
         """For each position the number of the block that holds it, int64 `[N]`.
 
         Blocks are `block_size` consecutive places of a shard, of which the last may be short.
         """
-        lengths = np.diff(self._block_bounds(block_size))
-        numbers = np.empty(self.N, np.int64)
-        numbers[self.order] = np.repeat(np.arange(len(lengths)), lengths)
-        return numbers
+        return self._blocks(checked.checked_block_size(block_size)).numbers(self.N)
 
-    def _block_bounds(self, block_size: int) -> npt.NDArray[np.int64]:
-        block_size = checked.checked_block_size(block_size)
+    def _blocks(self, block_size: int) -> Listed:
         starts = [np.arange(a, b, block_size, dtype=np.int64) for a, b in pairwise(self.bounds)]
-        return np.append(np.concatenate(starts), self.N)
+        return Listed(self.order, np.append(np.concatenate(starts), self.N))
 
     def positions(self, rank: int) -> Int[Tensor, " n"]:
         """The positions that `rank` holds, in storage order: int64, on the CPU.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ringspan.contracts.pattern import Blocks, Listed, Part, bounds_of
+from ringspan.contracts.pattern import Blocks, Listed, Part
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,20 +41,5 @@ def stored_order(part: Part, layout: Layout) -> Part:
         return part
     number = np.empty_like(blocks)
     number[blocks] = np.arange(len(blocks))
-    counts = np.diff(part.indptr)[blocks]
-    seen = number[_runs(part.indices, part.indptr[:-1][blocks], counts)]
-    row = np.repeat(np.arange(len(blocks)), counts)
-    rows = _runs(sets.rows, sets.bounds[:-1][blocks], lengths[blocks])
-    return replace(
-        part,
-        sets=Listed.of(rows, lengths[blocks]),
-        indptr=bounds_of(counts),
-        indices=seen[np.lexsort((seen, row))],
-    )
-
-
-def _runs(values: Ints, starts: Ints, lengths: Ints) -> Ints:
-    """Runs of `values` one after the other."""
-    ends = bounds_of(lengths)
-    joined: Ints = values[np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)]
-    return joined
+    seen = Listed(number[part.indices], part.indptr).chosen(blocks).ascending()
+    return replace(part, sets=sets.chosen(blocks), indptr=seen.bounds, indices=seen.rows)
