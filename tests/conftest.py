@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -18,11 +18,10 @@ if ROOT not in sys.path:
     sys.path.append(ROOT)
 
 from tests.installation import Installation, make  # noqa: E402
+from tests.worlds import Run, worlds  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from ringspan.testing.ranks import Ring
+    from collections.abc import Iterator
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,25 +35,22 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 @pytest.fixture(scope="session")
-def run_ring() -> Iterator[Callable[..., list[Any]]]:
-    """`run_ring(world_size, function, *args)` calls `function(rank, *args)` on every rank.
-
-    The ranks are real processes in a gloo group (`torch.distributed.group.WORLD`). They are
-    started once per world size and reused, so calling it for every example is cheap.
-    """
+def run_ring() -> Iterator[Run]:
+    """`worlds` of real processes in a gloo group (`torch.distributed.group.WORLD`)."""
     # Here, because what installs Ringspan for itself runs where there is none.
     from ringspan.testing.ranks import Ring
 
-    rings: dict[int, Ring] = {}
+    with worlds(Ring) as run:
+        yield run
 
-    def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-        if world_size not in rings or not rings[world_size].usable:
-            rings[world_size] = Ring(world_size)
-        return rings[world_size].run(function, *args)
 
-    yield run
-    for ring in rings.values():
-        ring.close()
+@pytest.fixture(scope="module")
+def run_loopback() -> Iterator[Run]:
+    """As `run_ring`, with threads for processes."""
+    from ringspan.testing.loopback import Loopback
+
+    with worlds(Loopback) as run:
+        yield run
 
 
 @pytest.fixture(scope="session")

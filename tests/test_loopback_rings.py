@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import ringspan as rs
@@ -32,26 +30,11 @@ from tests.test_ring_modes import (
     shapes,
     three_ways_then_one,
 )
+from tests.worlds import Run
 
-Run = Callable[..., list[Any]]
 WORLD_SIZES = range(1, 10)
 MESSAGES = (None, 1, 200)
 """Bytes in one message: a step whole, a head's rows each, a few of them."""
-
-
-@pytest.fixture(scope="module")
-def run_loopback() -> Iterator[Run]:
-    """As `run_ring`, with threads for processes."""
-    loopbacks: dict[int, Loopback] = {}
-
-    def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-        if world_size not in loopbacks or not loopbacks[world_size].usable:
-            loopbacks[world_size] = Loopback(world_size)
-        return loopbacks[world_size].run(function, *args)
-
-    yield run
-    for loopback in loopbacks.values():
-        loopback.close()
 
 
 @pytest.mark.filterwarnings("ignore:torchscale moves the output")

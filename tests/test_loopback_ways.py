@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import ringspan as rs
@@ -17,8 +16,8 @@ from ringspan.testing.site import plugged_in
 from ringspan.testing.strategies import cases
 
 from tests.test_ring_modes import EVERYTHING, check, shapes
+from tests.worlds import Run, worlds
 
-Run = Callable[..., list[Any]]
 WORLD_SIZES = (1, 2, 3, 5)
 WAYS = (
     {"backend": "toy-whole", "fused": "off"},
@@ -30,18 +29,10 @@ WAYS = (
 @pytest.fixture(scope="module")
 def run_loopback() -> Iterator[Run]:
     """As in `test_loopback_rings`, where the toy that takes everything is a plugin."""
-    loopbacks: dict[int, Loopback] = {}
-
-    def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-        if world_size not in loopbacks or not loopbacks[world_size].usable:
-            loopbacks[world_size] = Loopback(world_size)
-        return loopbacks[world_size].run(function, *args)
-
     with plugged_in("toy-whole", "ringspan.testing.toy_whole"):
         catalogue.cache_clear()
-        yield run
-        for loopback in loopbacks.values():
-            loopback.close()
+        with worlds(Loopback) as run:
+            yield run
     catalogue.cache_clear()
 
 

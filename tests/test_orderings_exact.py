@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +14,12 @@ from hypothesis import strategies as st
 from ringspan.plan.orders import order
 from ringspan.testing import assert_exact
 from ringspan.testing.case import Case
-from ringspan.testing.loopback import Loopback
 from ringspan.testing.strategies import ORDERINGS, cases
 from torch import Tensor
 
 from tests.front_door import exact
+from tests.worlds import Run
 
-Run = Callable[..., list[Any]]
 KINDS = ("Neighborhood", "BlockSparse.from_mask", "Dilated", "Dense", "Consecutive", "HeadGroups")
 DEALING = ("zigzag", "striped")
 """Orderings that serve any tokens, and look at the number of ranks."""
@@ -133,21 +131,6 @@ def test_stored_in_any_order_a_call_is_exact_by_the_rule_of_accuracy(
     layout = laid_out(case, shape)
     found = attended([layout.arrange(x) for x in case.inputs()], case, layout)
     assert_exact(restored(layout, [found]), exact(case))
-
-
-@pytest.fixture(scope="module")
-def run_loopback() -> Iterator[Run]:
-    """Rings of threads."""
-    loopbacks: dict[int, Loopback] = {}
-
-    def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-        if world_size not in loopbacks or not loopbacks[world_size].usable:
-            loopbacks[world_size] = Loopback(world_size)
-        return loopbacks[world_size].run(function, *args)
-
-    yield run
-    for loopback in loopbacks.values():
-        loopback.close()
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
